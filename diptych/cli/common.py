@@ -1,0 +1,60 @@
+"""What all commands share: their common options, how they answer, how they show progress."""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Json = Annotated[
+    bool, typer.Option("--json", help="Answer with one JSON object on standard output.")
+]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+ModelFolder = Annotated[Path, typer.Argument(help="Folder of a run, or of a checkpoint.")]
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        help="SOURCE: a folder of pictures with captions.csv, 'FILES.parquet', or scenes:shapes.",
+    ),
+]
+ImageColumn = Annotated[
+    str | None, typer.Option("--image-column", help="Column of the picture, if not found by name.")
+]
+TextColumn = Annotated[
+    str | None,
+    typer.Option("--text-column", help="Column of the caption; several divided by commas."),
+]
+Where = Annotated[
+    str | None,
+    typer.Option("--where", help="Rows to use, as an SQL condition: \"split = 'train'\"."),
+]
+
+
+def wants_json(arguments: Sequence[str]) -> bool:
+    """True if the request asks for JSON."""
+    return "--json" in arguments
+
+
+def answer(as_json: bool, values: dict[str, Any], text: str) -> None:
+    """Print the result of a command: one JSON object, or lines for people."""
+    print(json.dumps(values) if as_json else text)
+
+
+def tell(text: str) -> None:
+    """Print progress, on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def counter(what: str) -> Callable[[int, int], None]:
+    """A progress line rewritten in place on a terminal; silent elsewhere."""
+
+    def show(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            end = "\n" if done >= total else ""
+            print(f"\r{what} {done:,} of {total:,}", end=end, file=sys.stderr, flush=True)
+
+    return show

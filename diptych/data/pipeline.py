@@ -1,0 +1,293 @@
+"""From a source to batches, in an order that depends on the seed and the position alone.
+
+Batch `p` of a run is a pure function of (source, seed, p): which samples, which of their
+captions, how each picture is cropped. Workers only change when it is computed. So a run can be
+resumed at any batch, with any number of workers, and sees what it would have seen.
+
+    epoch, place = divmod(sample number, size)      every sample once per epoch,
+    sample = permutation(seed, epoch)[place]        then again in another order
+
+A picture that cannot be read is replaced by another sample, and listed in the batch.
+"""
+
+import hashlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch.utils.data import DataLoader, Dataset
+
+from diptych.batch import ImageTextBatch
+from diptych.config import Config
+from diptych.data.linking import linked
+from diptych.data.pictures import to_rgb
+from diptych.data.source import Sample, Source
+from diptych.data.tokenizer import Tokenizer, trim
+from diptych.data.transforms import (
+    AugmentConfig,
+    ImageTransformConfig,
+    evaluation_transform,
+    training_transform,
+)
+from diptych.errors import DataError, DiptychError, RequestError
+
+REPLACEMENTS = 20
+"""How many samples are tried in the place of one that cannot be read."""
+
+
+class OrderConfig(Config):
+    """Which batch is which."""
+
+    batch: int
+    """Pairs per batch, over all ranks."""
+
+    seed: int = 0
+    """Of the order, the captions drawn and the crops."""
+
+    rank: int = 0
+    """This process; it gets rows rank * batch / ranks and following of every batch."""
+
+    ranks: int = 1
+    """Processes that share each batch; divides `batch`."""
+
+
+class Pipeline(Dataset[ImageTextBatch]):
+    """Batches by position. Item p is batch p."""
+
+    def __init__(
+        self,
+        source: Source,
+        tokenizer: Tokenizer,
+        transform: ImageTransformConfig,
+        order: OrderConfig,
+        *,
+        augment: AugmentConfig | None,
+        trims_text: bool,
+    ) -> None:
+        """Prepare; nothing is read yet.
+
+        Args:
+            source: Where samples come from.
+            tokenizer: Turns captions into ids.
+            transform: Size of the picture, and how it gets there without augmentation.
+            order: Batch size, seed and share of this rank.
+            augment: Random crops for training; None gives the evaluation transform.
+            trims_text: Drop columns that are padding in every row. Only for text towers that
+                never read padding.
+
+        Raises:
+            RequestError: The ranks do not divide the batch, or a batch is larger than the source.
+        """
+        if order.batch < 1 or order.batch % order.ranks:
+            more = max(order.ranks, order.batch - order.batch % order.ranks)
+            raise RequestError(
+                f"batch {order.batch} cannot be divided among {order.ranks} processes. "
+                f"Use --batch {more}."
+            )
+        if source.size is not None and order.batch > source.size:
+            fits = source.size - source.size % order.ranks
+            raise RequestError(
+                f"batch {order.batch} is larger than {source.name} with {source.size} samples. "
+                + (f"Use --batch {fits} or less." if fits > 1 else "Offer more samples.")
+            )
+        self.source, self.tokenizer, self.transform = source, tokenizer, transform
+        self.order, self.augment, self.trims_text = order, augment, trims_text
+
+    def __getitem__(self, position: int) -> ImageTextBatch:
+        """Our rank's share of batch `position`.
+
+        Raises:
+            DataError: A sample and its replacements all cannot be read.
+        """
+        order = self.order
+        numbers = range(position * order.batch, (position + 1) * order.batch)
+        indices = [self._index(number) for number in numbers]
+        texts = [
+            self._caption(index, number) for index, number in zip(indices, numbers, strict=True)
+        ]
+        groups = same_picture_or_text(indices, texts)
+        share = order.batch // order.ranks
+        mine = range(order.rank * share, (order.rank + 1) * share)
+        pictures, bad = [], []
+        for row in mine:
+            number = numbers[row]
+            picture, replaced, troubles = self._picture(indices[row], number)
+            bad += troubles
+            if replaced is not None:
+                texts[row] = self._caption(replaced, number)
+                groups[row] = order.batch + row  # known to this rank only: no longer shared
+            pictures.append(picture)
+        ids, cut = self.tokenizer.encode([texts[row] for row in mine])
+        if self.trims_text:
+            ids = trim(ids, self.tokenizer.pad_token)
+        return ImageTextBatch(
+            image=torch.from_numpy(np.stack(pictures)),
+            text=torch.from_numpy(ids),
+            groups=torch.from_numpy(groups[mine.start : mine.stop]),
+            position=position,
+            bad=tuple(bad),
+            cut=cut,
+        )
+
+    def batches(
+        self, start: int, stop: int | None, *, workers: int, prefetch: int = 4
+    ) -> Iterator[ImageTextBatch]:
+        """Batches start, start + 1, … up to but not including `stop` (None: without end).
+
+        Args:
+            start: First position.
+            stop: Position after the last one.
+            workers: Processes that prepare batches; 0 prepares them in this one.
+            prefetch: Batches that each worker prepares ahead.
+        """
+        positions = range(start, stop) if stop is not None else _Endless(start)
+        loader: DataLoader[ImageTextBatch | DiptychError] = DataLoader(
+            _Told(self),
+            batch_size=None,
+            sampler=positions,
+            num_workers=workers,
+            prefetch_factor=prefetch if workers else None,
+            collate_fn=_as_it_is,
+            worker_init_fn=_leave_signals,
+        )
+        with _sigterm_held():  # workers start here, and SIGTERM must not find them unprepared
+            return map(_or_raise, loader)
+
+    def _index(self, number: int) -> int:
+        """Which sample stands at this number of the order."""
+        size = self.source.size
+        if size is None:
+            return number
+        epoch, place = divmod(number, size)
+        return int(_permutation(self.order.seed, epoch, size)[place])
+
+    def _random(self, *numbers: int) -> np.random.Generator:
+        """Randomness that belongs to these numbers of this run."""
+        return np.random.Generator(np.random.PCG64([self.order.seed, *numbers]))
+
+    def _caption(self, index: int, number: int) -> str:
+        """One of the sample's captions, drawn anew each time the sample comes by."""
+        captions = self.source.captions(index)
+        if not captions:
+            raise DataError(
+                f"sample {index} of {self.source.name} has no caption to learn from. "
+                "Give it one or leave it out."
+            )
+        return captions[int(self._random(number, 1).integers(len(captions)))]
+
+    def _picture(
+        self, index: int, number: int
+    ) -> tuple[np.ndarray, int | None, list[tuple[str, str]]]:
+        """Pixels for this place, the sample that replaced a bad one, and what was bad."""
+        bad: list[tuple[str, str]] = []
+        replaced = None
+        for _ in range(REPLACEMENTS):
+            try:
+                sample = self.source.sample(index)
+                return self._pixels(sample, number), replaced, bad
+            except DataError as error:
+                bad.append((f"{self.source.name}#{index}", str(error)))
+            limit = self.source.size or index + REPLACEMENTS
+            index = replaced = int(self._random(number, 2, len(bad)).integers(limit))
+        raise DataError(
+            f"{REPLACEMENTS} samples in a row cannot be read, the last because {bad[-1][1]} "
+            "Check that the source is what you think it is."
+        )
+
+    def _pixels(self, sample: Sample, number: int) -> np.ndarray:
+        """The picture as a square of RGB bytes."""
+        picture = to_rgb(sample.picture)
+        if self.augment is None:
+            return evaluation_transform(picture, self.transform)
+        return training_transform(picture, self.transform, self.augment, self._random(number, 3))
+
+
+def same_picture_or_text(indices: list[int], texts: list[str]) -> Int64[np.ndarray, " rows"]:
+    """A number per row; rows share it if they are linked by the same picture or the same text."""
+    return np.array(linked(zip(indices, texts, strict=True)), dtype=np.int64)
+
+
+@lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, size: int) -> Int64[np.ndarray, " size"]:
+    """The order of one epoch."""
+    mark = hashlib.sha256(f"order {seed} {epoch}".encode()).digest()
+    generator = np.random.Generator(np.random.PCG64(int.from_bytes(mark[:16], "little")))
+    return generator.permutation(size).astype(np.int64)
+
+
+class _Endless:
+    """start, start + 1, … without end."""
+
+    def __init__(self, start: int) -> None:
+        """Begin at `start`."""
+        self.start = start
+
+    def __iter__(self) -> Iterator[int]:
+        """Positions, one after the other."""
+        return count(self.start)
+
+
+class _Told(Dataset[ImageTextBatch | DiptychError]):
+    """A pipeline that gives its errors instead of raising them.
+
+    What a worker raises reaches the main process with a traceback in its message.
+    """
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        """Wrap a pipeline."""
+        self.pipeline = pipeline
+
+    def __getitem__(self, position: int) -> ImageTextBatch | DiptychError:
+        """The batch, or why there is none."""
+        try:
+            return self.pipeline[position]
+        except DiptychError as error:
+            return error
+
+
+def _or_raise(told: ImageTextBatch | DiptychError) -> ImageTextBatch:
+    """The batch; the error if that is what was told."""
+    if isinstance(told, DiptychError):
+        raise told
+    return told
+
+
+def _leave_signals(_: int) -> None:
+    """Ctrl-C and SIGTERM are for the main process; workers end when it tells them to.
+
+    `timeout` and schedulers send SIGTERM to every process of a run. The main process then saves,
+    and needs its workers until it has.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_when_told, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_told(parent: int) -> None:
+    """End this worker when SIGTERM comes from the main process, and only then."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
+
+
+@contextmanager
+def _sigterm_held() -> Iterator[None]:
+    """SIGTERM waits until the block ends; processes started inside never see it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _as_it_is(batch: Any) -> Any:
+    """Workers hand over whole batches."""
+    return batch

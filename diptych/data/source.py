@@ -1,0 +1,129 @@
+"""What a source of pictures and captions is.
+
+A source knows how many samples it has (None: without end), gives any of them by number, and has
+a fingerprint that changes with its content. It decodes nothing: pictures come as bytes or paths.
+`opening.py` turns what a user writes into one of the sources of this folder.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from PIL import Image
+
+from diptych.config import Config
+from diptych.data.linking import linked
+from diptych.errors import DataError, RequestError
+from diptych.files import fingerprint
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture and what people say of it."""
+
+    key: str
+    """Names the sample within its source: a path, or file and row."""
+
+    picture: bytes | Path | Image.Image
+    """Encoded bytes, a file, or an already drawn RGB picture."""
+
+    captions: tuple[str, ...]
+    """Never empty strings; may be an empty tuple where captions are optional."""
+
+
+@runtime_checkable  # beartype checks it in tests
+class Source(Protocol):
+    """Samples by number."""
+
+    name: str
+    """What the user wrote."""
+
+    size: int | None
+    """Number of samples; None for a source without end."""
+
+    fingerprint: str
+    """Changes when the content changes."""
+
+    notes: tuple[str, ...]
+    """What the user should know: columns recognised, rows left out."""
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """Captions of a sample, without touching its picture."""
+        ...
+
+    def sample(self, index: int) -> Sample:
+        """The sample; called in several threads at a time.
+
+        Raises:
+            DataError: The picture's bytes are not there.
+        """
+        ...
+
+
+class SourceOptions(Config):
+    """How to read a source that leaves something open."""
+
+    image_column: str | None = None
+    """Column of the picture; None finds it by the usual names."""
+
+    text_column: str | None = None
+    """Column of the caption, or several divided by commas; None finds it by the usual names."""
+
+    where: str | None = None
+    """Rows to keep, as an SQL condition over the columns, such as `split = 'train'`."""
+
+    part: tuple[float, float] = (0.0, 1.0)
+    """Divide a source that has no splits: samples whose captions hash, in [0, 1), into this
+    range. (0, 0.9) and (0.9, 1) share no caption: samples with a caption in common go together."""
+
+
+class ChosenSamples:
+    """Some samples of another source, in a given order."""
+
+    def __init__(self, source: Source, indices: list[int], note: str) -> None:
+        self._source, self._indices = source, indices
+        self.name = f"{source.name} ({note})"
+        self.notes = (*source.notes, f"{len(indices):,} of {source.size:,} samples: {note}")
+        self.size: int | None = len(indices)
+        self.fingerprint = fingerprint(source.fingerprint, *map(str, indices))
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """Captions of a sample, without touching its picture."""
+        return self._source.captions(self._indices[index])
+
+    def sample(self, index: int) -> Sample:
+        """The sample."""
+        return self._source.sample(self._indices[index])
+
+
+def take_part(source: Source, part: tuple[float, float]) -> Source:
+    """The samples whose captions hash into `part`, a range within [0, 1).
+
+    Raises:
+        RequestError: The range is empty or the source has no end.
+        DataError: No sample falls into the range.
+    """
+    low, high = part
+    if not 0 <= low < high <= 1:
+        raise RequestError(f"part {low:g}..{high:g} is no range within 0..1. Use 0..0.9.")
+    if source.size is None:
+        raise RequestError(f"{source.name} has no end and no parts. Use its splits.")
+    texts = ["\n".join(source.captions(index)) or str(index) for index in range(source.size)]
+    together = linked(source.captions(index) for index in range(source.size))
+    text_of: dict[int, str] = {}  # one for all that go together, whatever their order
+    for group, text in zip(together, texts, strict=True):
+        text_of[group] = min(text, text_of.get(group, text))
+    indices = [
+        index for index, group in enumerate(together) if low <= _place(text_of[group]) < high
+    ]
+    if not indices:
+        raise DataError(
+            f"no sample of {source.name} falls into the part {low:g}..{high:g} "
+            f"({source.size} in all). Use a larger source or a wider part."
+        )
+    return ChosenSamples(source, indices, f"part {low:g}..{high:g}")
+
+
+def _place(text: str) -> float:
+    """A number in [0, 1) that depends on the text alone."""
+    return int(fingerprint(text)[:13], 16) / 16**13

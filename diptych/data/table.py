@@ -1,0 +1,268 @@
+"""Samples from a table: parquet files, or the caption file of a folder.
+
+A picture is a cell of bytes, a path (relative to the table's folder), or Hugging Face's
+{"bytes", "path"}. A caption is a string or a list of strings, in one column or in several.
+Rows that name the same path are one picture with several captions.
+Pictures in parquet are held in memory as they are encoded, those of the rows that are used.
+"""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet
+
+from diptych.data.columns import IMAGE_NAMES, TEXT_NAMES, find_column, rows_where
+from diptych.data.source import Sample, SourceOptions
+from diptych.errors import DataError, RequestError
+from diptych.files import fingerprint
+
+
+class TableSource:
+    """Rows of one or several tables of the same shape."""
+
+    def __init__(
+        self, paths: list[Path], options: SourceOptions, *, name: str, captions_needed: bool = True
+    ) -> None:
+        self.name = name
+        self._cells: list[pa.ChunkedArray] = []
+        self._rows: list[tuple[int, int, Path, str]] = []  # table, place in it, folder, key
+        self._captions: list[tuple[str, ...]] = []
+        self._by_path: dict[str, int] = {}
+        self._root = Path(os.path.commonpath([path.parent.resolve() for path in paths]))
+        image, texts, rows, without = "", list[str](), 0, 0
+        for path in paths:  # one whole table in memory at a time
+            table = _plain(read_table(path))
+            if path == paths[0]:
+                image, texts = _columns(table.column_names, options, captions_needed)
+            _check_columns(path, table, [image, *texts])
+            without += self._add(path, table, image, texts, options, captions_needed)
+            rows += len(table)
+        self.size: int | None = len(self._rows)
+        if not self._rows:
+            raise DataError(
+                f"{name} has no usable sample ({rows:,} rows, {without:,} without "
+                f"caption{f', where {options.where}' if options.where else ''}). "
+                "Check the columns and the condition."
+            )
+        self.fingerprint = fingerprint(
+            *(_file_mark(path) for path in paths),
+            *(self._mark(index) for index in range(self.size)),
+        )
+        notes = [f"{name}: {self.size:,} pictures; picture in {image!r}"]
+        if texts:
+            count = sum(map(len, self._captions))
+            notes[0] += f", {count:,} captions in {', '.join(map(repr, texts))}"
+        if without:
+            notes.append(f"{without:,} rows without a caption were left out")
+        self.notes = tuple(notes)
+
+    def _add(
+        self,
+        path: Path,
+        table: pa.Table,
+        image: str,
+        texts: list[str],
+        options: SourceOptions,
+        captions_needed: bool,
+    ) -> int:
+        """Take up the rows of one table; how many were left out for want of a caption."""
+        rows = np.arange(len(table))
+        if options.where:
+            rows = np.unique(rows_where(table, options.where))
+            table = table.select(list(dict.fromkeys([image, *texts])))
+            table = table.filter(np.isin(np.arange(len(table)), rows))
+        cells = table.column(image)  # in its chunks: one array holds no more than 2 GiB of bytes
+        _check_pictures(path, image, cells.type)
+        folder = path.parent.resolve()
+        inside_root = folder.relative_to(self._root).as_posix()
+        start = "" if inside_root == "." else f"{inside_root}/"
+        words = [table.column(column).to_pylist() for column in texts]
+        without = 0
+        for place, row in enumerate(map(int, rows)):
+            captions = tuple(text for column in words for text in as_texts(column[place]))
+            if captions_needed and not captions:
+                without += 1
+                continue
+            key = f"{start}{path.stem}:{row}"
+            if _is_text(cells.type) and cells[place].as_py():
+                key = start + cells[place].as_py()
+                if key in self._by_path:
+                    self._captions[self._by_path[key]] += captions
+                    continue
+                self._by_path[key] = len(self._rows)
+            self._rows.append((len(self._cells), place, folder, key))
+            self._captions.append(captions)
+        self._cells.append(cells)
+        return without
+
+    def _mark(self, index: int) -> str:
+        """What the fingerprint takes in of a sample; the file's size where the picture is one."""
+        table, place, folder, key = self._rows[index]
+        name, size = _path_in(self._cells[table][place]), ""
+        if name is not None:
+            with suppress(OSError, DataError):
+                size = str(inside(folder, name).stat().st_size)
+        return f"{key}\n{self._captions[index]}\n{size}"
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """Captions of a sample, without touching its picture."""
+        return self._captions[index]
+
+    def sample(self, index: int) -> Sample:
+        """The sample.
+
+        Raises:
+            DataError: The cell is empty, or its path leads out of the table's folder.
+        """
+        table, place, folder, key = self._rows[index]
+        cell = self._cells[table][place].as_py()
+        if isinstance(cell, dict):
+            cell = cell.get("bytes") or cell.get("path")
+        if not cell:
+            raise DataError(f"{key} of {self.name} has no picture. Fill the cell or drop the row.")
+        picture = cell if isinstance(cell, bytes) else inside(folder, cell)
+        return Sample(key, picture, self._captions[index])
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The path of a picture that a table names.
+
+    Args:
+        folder: The table's folder, with links resolved.
+        name: What the table says.
+
+    Raises:
+        DataError: The name is an address, or leads out of the folder.
+    """
+    if "://" in name:
+        raise DataError(
+            f"{name!r} is an address, and nothing is fetched while training. "
+            "Download the pictures and name their files."
+        )
+    try:
+        path = (folder / name).resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # a null character, a ring of links
+        raise DataError(f"{name!r} is no path: {error}. Mend the row or drop it.") from None
+    if not path.is_relative_to(folder):
+        raise DataError(
+            f"{name!r} leads out of the folder {folder}. Move the picture into the folder."
+        )
+    return path
+
+
+def read_table(path: Path) -> pa.Table:
+    """A parquet, csv, tsv or jsonl file.
+
+    Raises:
+        DataError: The file is damaged.
+        RequestError: The ending is none of these.
+    """
+    try:
+        match path.suffix.lower():
+            case ".parquet":
+                return pyarrow.parquet.ParquetFile(path).read()
+            case ".csv" | ".tsv":
+                parse = pyarrow.csv.ParseOptions(
+                    delimiter="\t" if path.suffix.lower() == ".tsv" else ",",
+                    newlines_in_values=True,
+                )
+                return pyarrow.csv.read_csv(path, parse_options=parse)
+            case ".jsonl":
+                return pyarrow.json.read_json(path)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise DataError(
+            f"{path.name} cannot be read: {first}. Write the file again or leave it out."
+        ) from error
+    raise RequestError(
+        f"{path.name} is no table that can be read. Use .parquet, .csv, .tsv or .jsonl."
+    )
+
+
+def as_texts(value: Any) -> list[str]:
+    """The captions in a cell: one string, a list of them, or a number; empty ones left out."""
+    if value is None:
+        return []
+    if isinstance(value, list | tuple):
+        return [text for item in value for text in as_texts(item)]
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    text = str(value).strip()
+    return [text] if text else []
+
+
+def _columns(
+    names: list[str], options: SourceOptions, captions_needed: bool
+) -> tuple[str, list[str]]:
+    """The column of the picture and those of the captions."""
+    image = find_column(names, options.image_column, IMAGE_NAMES, "image")
+    return image, _text_columns(names, options.text_column, image, needed=captions_needed)
+
+
+def _text_columns(columns: list[str], asked: str | None, image: str, *, needed: bool) -> list[str]:
+    """The caption columns: those asked for, or the one that looks like it."""
+    if asked is not None:
+        return [find_column(columns, part.strip(), TEXT_NAMES, "text") for part in asked.split(",")]
+    others = [column for column in columns if column != image]
+    try:
+        return [find_column(others, None, TEXT_NAMES, "text")]
+    except RequestError:
+        if needed:
+            raise
+        return []
+
+
+def _check_columns(path: Path, table: pa.Table, wanted: list[str]) -> None:
+    """Refuse a file that lacks a column the first file has."""
+    missing = [column for column in wanted if column not in table.column_names]
+    if missing:
+        raise DataError(
+            f"{path.name} has no column {missing[0]!r}; its columns are "
+            f"{', '.join(table.column_names)}. Give files of the same shape."
+        )
+
+
+def _check_pictures(path: Path, image: str, kind: pa.DataType) -> None:
+    """Refuse a picture column of numbers, times or lists."""
+    if pa.types.is_primitive(kind) or (pa.types.is_nested(kind) and not pa.types.is_struct(kind)):
+        raise RequestError(
+            f"column {image!r} of {path.name} holds {kind}, no pictures or paths. "
+            "Name the column of the pictures with --image-column."
+        )
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Whether a column holds strings."""
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _path_in(cell: pa.Scalar) -> str | None:
+    """The path a picture's cell gives; None where it holds the bytes, or nothing."""
+    if pa.types.is_struct(cell.type) and cell.is_valid:
+        parts = dict(cell)
+        has_bytes = "bytes" in parts and parts["bytes"].is_valid
+        cell = cell if has_bytes or "path" not in parts else parts["path"]
+    return cell.as_py() if _is_text(cell.type) else None
+
+
+def _plain(table: pa.Table) -> pa.Table:
+    """The table with strings in place of numbers into a dictionary (pandas' categories)."""
+    for place, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type):
+            column = table.column(place).cast(field.type.value_type)
+            table = table.set_column(place, field.name, column)
+    return table
+
+
+def _file_mark(path: Path) -> bytes:
+    """Name, size, head and tail of a file: cheap, and different when a table is rewritten."""
+    with path.open("rb") as file:
+        head = file.read(1 << 20)
+        file.seek(max(0, path.stat().st_size - (1 << 20)))
+        return f"{path.name}:{path.stat().st_size}:".encode() + head + file.read()

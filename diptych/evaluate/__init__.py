@@ -1,0 +1,1 @@
+"""Judging a model: metrics over plain arrays, and the protocols that use them."""

@@ -1,0 +1,1 @@
+"""Building blocks of every model: attention, blocks, patches, pooling, initialisation."""

@@ -1,0 +1,176 @@
+"""A trained model as people use it: pictures and texts in, arrays out.
+
+An item's vector is the same alone and in any batch (float32: to 1e-5). Preprocessing comes from
+the model's contract; there is nothing to choose. `embed.py` does whole sources to disk.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from diptych.checkpoint import Bundle, find_model, load_bundle
+from diptych.data.pictures import to_rgb
+from diptych.data.prepared import parts, prepared
+from diptych.data.tokenizer import trim
+from diptych.data.transforms import evaluation_transform, normalise
+from diptych.errors import DataError, RequestError
+
+Picture = Path | str | bytes | Image.Image | np.ndarray
+"""A file, encoded bytes, a PIL picture, or uint8 pixels (height, width[, 3 or 4])."""
+
+
+class Model:
+    """A dual encoder with its preprocessing and tokenizer."""
+
+    def __init__(self, bundle: Bundle, path: Path, device: str = "cpu") -> None:
+        self.path = path
+        self.fingerprint = bundle.fingerprint
+        """Changes with the weights and with any part of the preprocessing."""
+        self.embed: int = bundle.model.config.embed
+        """Dimensions of the vectors."""
+        self.objective: str = bundle.model.config.objective
+        """What a score means: "softmax" over the texts, or "sigmoid" for each pair."""
+        self.parameters: int = sum(weight.numel() for weight in bundle.model.parameters())
+        """Numbers in the model."""
+        self._bundle = bundle
+        self._device = torch.device(device)
+        self._net = bundle.model.to(self._device).eval()
+        self._trims = bundle.model.config.text.pool != "last"
+
+    def encode_image(
+        self, images: Iterable[Picture], *, chunk: int = 64
+    ) -> Float[np.ndarray, "images embed"]:
+        """Unit vectors of pictures.
+
+        Args:
+            images: Files, encoded bytes, PIL pictures or uint8 arrays.
+            chunk: Pictures encoded at a time; changes no result.
+
+        Raises:
+            RequestError: `images` is one picture instead of a list, or `chunk` is below 1.
+            DataError: A picture cannot be read.
+        """
+        _check_list(images, "pictures", "encode_image")
+        vectors = [self._image_vectors(part) for part in self._decoded(images, chunk)]
+        return np.concatenate([np.zeros((0, self.embed), np.float32), *vectors])
+
+    def encode_text(
+        self, texts: Iterable[str], *, chunk: int = 256
+    ) -> Float[np.ndarray, "texts embed"]:
+        """Unit vectors of texts; what is longer than the context loses its end.
+
+        Raises:
+            RequestError: `texts` is one string instead of a list or holds something else than
+                strings, or `chunk` is below 1.
+        """
+        _check_list(texts, "texts", "encode_text")
+        vectors = [self._text_vectors(_only_texts(part)) for part in parts(texts, chunk)]
+        return np.concatenate([np.zeros((0, self.embed), np.float32), *vectors])
+
+    def score(
+        self, images: Iterable[Picture], texts: Iterable[str]
+    ) -> Float[np.ndarray, "images texts"]:
+        """Probabilities, as the model was trained: softmax over `texts`, or a sigmoid per pair."""
+        with torch.inference_mode():
+            scale = self._net.log_scale.exp().item()
+            cosine = self.encode_image(images) @ self.encode_text(texts).T
+            logits = torch.from_numpy(scale * cosine)
+            if self._net.bias is None:
+                return logits.softmax(dim=1).numpy()
+            return (logits + self._net.bias.cpu()).sigmoid().numpy()
+
+    def prepare(self, picture: Picture) -> UInt8[np.ndarray, "size size 3"]:
+        """What the model will see of a picture.
+
+        Raises:
+            DataError: The picture cannot be read.
+        """
+        return evaluation_transform(to_rgb(picture), self._bundle.transform)
+
+    @torch.inference_mode()
+    def encode_prepared(
+        self, pixels: UInt8[np.ndarray, "images size size 3"]
+    ) -> Float[np.ndarray, "images embed"]:
+        """Unit vectors of pictures that went through `prepare`."""
+        transform = self._bundle.transform
+        image = normalise(torch.from_numpy(pixels).to(self._device), transform.mean, transform.std)
+        return self._net.encode_image(image).cpu().numpy()
+
+    def _image_vectors(self, part: Sequence[np.ndarray]) -> Float[np.ndarray, "images embed"]:
+        """Unit vectors of one chunk of prepared pictures."""
+        return self.encode_prepared(np.stack(part))
+
+    @torch.inference_mode()
+    def _text_vectors(self, texts: Sequence[str]) -> Float[np.ndarray, "texts embed"]:
+        """Unit vectors of one chunk of texts; padding that all of them share is cut off."""
+        ids, _ = self._bundle.tokenizer.encode(texts)
+        if self._trims:
+            ids = trim(ids, self._bundle.tokenizer.pad_token)
+        vectors: Tensor = self._net.encode_text(torch.from_numpy(ids).to(self._device))
+        return vectors.cpu().numpy()
+
+    def _decoded(self, images: Iterable[Picture], chunk: int) -> Iterator[list[np.ndarray]]:
+        """Prepared pictures in chunks; the next ones are decoded while the model works."""
+        for part in prepared(images, self.prepare, chunk):
+            pixels = []
+            for _, ready in part:
+                if isinstance(ready, DataError):
+                    raise ready
+                pixels.append(ready)
+            yield pixels
+
+
+def load(path: str | Path, *, device: str = "auto") -> Model:
+    """Load a model: a folder that `diptych train` wrote, or one of its checkpoints.
+
+    Args:
+        path: The folder.
+        device: "cpu", "cuda", or "auto" for a GPU if there is one.
+
+    Raises:
+        CheckpointError: There is no model, or it was changed since it was saved.
+    """
+    folder = find_model(Path(path))
+    return Model(load_bundle(folder), folder, choose_device(device))
+
+
+def choose_device(name: str) -> str:
+    """The device to use.
+
+    Raises:
+        RequestError: It is none of auto, cpu and cuda, or is not there.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise RequestError(f"there is no device {name!r}. Use auto, cpu or cuda.")
+    there = torch.cuda.is_available()
+    if name == "cuda" and not there:
+        raise RequestError("torch sees no CUDA device on this machine. Use --device cpu.")
+    return "cuda" if there and name != "cpu" else "cpu"
+
+
+def _check_list(items: object, what: str, where: str) -> None:
+    """Refuse one item where a list belongs: a string would be read letter by letter, and an
+    array row by row."""
+    one_array = isinstance(items, np.ndarray) and items.dtype == np.uint8 and items.ndim < 4
+    if one_array or isinstance(items, str | bytes | Path | Image.Image):
+        raise RequestError(
+            f"{where} takes a list of {what} and was given one {type(items).__name__}. "
+            "Put it in a list."
+        )
+
+
+def _only_texts(items: Sequence[object]) -> list[str]:
+    """The items, all of them strings."""
+    texts = [item for item in items if isinstance(item, str)]
+    if len(texts) < len(items):
+        wrong = next(item for item in items if not isinstance(item, str))
+        raise RequestError(
+            f"encode_text takes strings and was given {wrong!r:.40} ({type(wrong).__name__}). "
+            "Write it as text, such as str(value), or leave it out."
+        )
+    return texts

@@ -1,0 +1,133 @@
+"""What a run says: log.jsonl (the record), a live line for people, warnings with advice.
+
+log.jsonl has one JSON object per line, {"kind": "step", …} or {"kind": "validation", …}. A
+resumed run first cuts the lines that came after its checkpoint, so the file reads as if the run
+had never stopped. Fields that name a time (`TIMES`) differ between runs, nothing else does.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from diptych.files import refused, write_text
+
+TIMES = ("time_s", "pairs_per_s", "wait_share")
+"""Fields of log.jsonl that depend on the clock."""
+
+
+class RunLog:
+    """log.jsonl of one run."""
+
+    def __init__(self, path: Path) -> None:
+        """Of this file, which need not be there yet."""
+        self.path = path
+
+    def cut(self, step: int) -> None:
+        """Keep the lines up to this step; a half-written last line goes too."""
+        if self.path.exists():
+            rows = [row for row in read_log(self.path) if row["step"] <= step]
+            write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Append a line.
+
+        Raises:
+            StorageError: The disk refused.
+        """
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise refused(self.path, error) from error
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a log."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break  # cut short by a kill: everything after it is void
+    return rows
+
+
+class Live:
+    """One line on standard error that tells how the run goes.
+
+    On a terminal it is rewritten in place; elsewhere a line is printed every so often.
+    """
+
+    def __init__(self, stream: TextIO | None = None, *, every_s: float = 15.0) -> None:
+        """Nothing is shown yet.
+
+        Args:
+            stream: Where to; None is standard error.
+            every_s: Seconds between two lines where there is no terminal.
+        """
+        self.stream = stream or sys.stderr
+        self.terminal = self.stream.isatty()
+        self.every_s = every_s
+        self._last = -1e9
+
+    def show(self, text: str, *, last: bool = False) -> None:
+        """Say how it goes."""
+        now = time.monotonic()
+        if self.terminal:
+            self.stream.write(f"\r\x1b[2K{text}" + ("\n" if last else ""))
+        elif last or now - self._last >= self.every_s:
+            self._last = now
+            self.stream.write(text + "\n")
+        self.stream.flush()
+
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+        self.stream.write(("\r\x1b[2K" if self.terminal else "") + text + "\n")
+        self.stream.flush()
+
+
+def live_text(row: dict[str, Any], progress: float, left_s: float) -> str:
+    """The live line of a step row."""
+    minutes, seconds = divmod(max(0, round(left_s)), 60)
+    hours, minutes = divmod(minutes, 60)
+    left = f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+    return (
+        f"step {row['step']:,} ({progress:.0%}) · loss {row['loss']:.3f} · "
+        f"{row['pairs_per_s']:,.0f} pairs/s · {left} left · "
+        f"{row['wait_share']:.0%} waiting for data"
+    )
+
+
+class Watch:
+    """Looks at the log rows as they come, and says what a person should know, once each."""
+
+    def __init__(self, chance: float) -> None:
+        """`chance` is the loss of a model that cannot tell pairs apart."""
+        self.chance = chance
+        self._at_chance = 0
+        self._waiting = 0
+        self._said: set[str] = set()
+
+    def look(self, row: dict[str, Any], progress: float) -> list[str]:
+        """New warnings, each with advice."""
+        near = abs(row["loss"] - self.chance) < 0.02 * self.chance
+        self._at_chance = self._at_chance + 1 if near and progress > 0.1 else 0
+        self._waiting = self._waiting + 1 if row["wait_share"] > 0.5 else 0
+        warnings = []
+        if self._at_chance >= 5 and "chance" not in self._said:
+            self._said.add("chance")
+            warnings.append(
+                f"the loss sits at {row['loss']:.3f}, and a model that cannot tell pairs apart "
+                f"has {self.chance:.3f}. Check that captions belong to their pictures; "
+                "try a lower rate (--set optimizer.lr=3e-4) or a longer warm-up "
+                "(--set optimizer.warmup=0.2)."
+            )
+        if self._waiting >= 5 and "waiting" not in self._said:
+            self._said.add("waiting")
+            warnings.append(
+                f"{row['wait_share']:.0%} of the time goes into waiting for data. "
+                "Try more workers (--set data.workers=4) or smaller pictures in the source."
+            )
+        return warnings

@@ -1,0 +1,190 @@
+"""What a run is: one frozen tree of settings, written to the run's folder as run.json.
+
+A recipe is a function that returns a `Run` (`diptych/recipes/`); the command line changes fields
+of it; `loop.py` carries it out.
+"""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from diptych.config import Config
+from diptych.data.source import SourceOptions
+from diptych.data.transforms import AugmentConfig, ImageTransformConfig
+from diptych.errors import ConfigError
+from diptych.models.dual_encoder import DualEncoderConfig
+
+
+class DataConfig(Config):
+    """Where pairs come from and how they are prepared."""
+
+    source: str = "scenes:shapes"
+    """What to train on; see `diptych/data/opening.py`."""
+
+    options: SourceOptions = SourceOptions()
+    """Columns and condition for `source`."""
+
+    val: str | None = None
+    """What to judge on while training; None judges nothing."""
+
+    val_options: SourceOptions = SourceOptions()
+    """Columns and condition for `val`."""
+
+    val_pairs: int = Field(default=2048, ge=2)
+    """Most pairs to judge on each time."""
+
+    transform: ImageTransformConfig
+    """Size and normalisation of pictures; its image_size is the model's."""
+
+    augment: AugmentConfig = AugmentConfig()
+    """Random crops of the training pictures."""
+
+    workers: int = Field(default=1, ge=0)
+    """Processes that prepare batches; they change no result."""
+
+    prefetch: int = Field(default=4, ge=1)
+    """Batches that each worker prepares ahead."""
+
+
+class OptimizerConfig(Config):
+    """AdamW with warm-up and a cosine to zero."""
+
+    lr: float = Field(default=1e-3, gt=0)
+    """Highest learning rate."""
+
+    betas: tuple[float, float] = (0.9, 0.98)
+    """Decay of the running mean and of the running square. CLIP: 0.9, 0.98; SigLIP: 0.9, 0.95."""
+
+    epsilon: float = Field(default=1e-6, gt=0)
+    """Added to the root of the running square (CLIP's value)."""
+
+    weight_decay: float = Field(default=0.2, ge=0)
+    """Of matrices; gains, biases, positions, class token and temperature have none."""
+
+    warmup: float = Field(default=0.05, ge=0, le=1)
+    """Share of the run in which the rate rises from zero."""
+
+    clip_norm: float = Field(default=1.0, gt=0)
+    """Longest gradient that is applied; a longer one is shortened to it."""
+
+
+class SaveConfig(Config):
+    """When checkpoints are written and which stay."""
+
+    every_steps: int | None = Field(default=None, ge=1)
+    """Write one each so many steps."""
+
+    every_minutes: float | None = Field(default=10.0, gt=0)
+    """Write one when so much time has passed since the last."""
+
+    keep_last: int = Field(default=2, ge=1)
+    """How many of the newest stay; the one with the best validation loss stays too."""
+
+
+class Run(Config):
+    """Everything that decides what a run computes."""
+
+    recipe: str
+    """Name of the recipe it came from."""
+
+    model: DualEncoderConfig
+    """What is trained. `text.vocabulary` is the most that may be learned from the captions."""
+
+    data: DataConfig
+    """What it is trained on."""
+
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """How weights change."""
+
+    save: SaveConfig = SaveConfig()
+    """What is kept on the way."""
+
+    batch: int = Field(default=128, ge=2)
+    """Pairs per step, over all processes."""
+
+    steps: int | None = Field(default=None, ge=1)
+    """Length of the run in steps; exactly one of steps, epochs and minutes is given."""
+
+    epochs: float | None = Field(default=None, gt=0)
+    """Length of the run in passes over the source."""
+
+    minutes: float | None = Field(default=None, gt=0)
+    """Length of the run in minutes of training; such a run cannot be repeated exactly."""
+
+    seed: int = Field(default=0, ge=0)
+    """Of the weights at the start, the order, the crops and the patches dropped."""
+
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16 runs the towers under autocast; auto takes it where the hardware has it, and run.json
+    keeps which it was. Embeddings and losses are float32 always."""
+
+    tile: int | None = Field(default=None, ge=1)
+    """Side of the loss tiles held at once; None chooses."""
+
+    log_every: int = Field(default=10, ge=1)
+    """Steps per line of the log."""
+
+    validate_every: int = Field(default=200, ge=1)
+    """Steps between two looks at `data.val`; there is always one at the end."""
+
+    @model_validator(mode="after")
+    def check(self) -> "Run":
+        """Refuse what contradicts itself."""
+        lengths = [name for name in ("steps", "epochs", "minutes") if getattr(self, name)]
+        if len(lengths) != 1:
+            given = " and ".join(lengths) or "none"
+            raise ConfigError(
+                f"a run has one length and {given} is given. "
+                "Give exactly one of --steps, --epochs and --minutes."
+            )
+        side, picture = self.model.image.image_size, self.data.transform.image_size
+        if side != picture:
+            raise ConfigError(
+                f"model.image.image_size is {side} and data.transform.image_size {picture}. "
+                f"Set both to {side}."
+            )
+        return self
+
+    def with_length(self, steps: int | None, epochs: float | None, minutes: float | None) -> "Run":
+        """The same run with another length; all None leaves the length as it is."""
+        if steps is None and epochs is None and minutes is None:
+            return self
+        values = self.model_dump()
+        return Run(**(values | {"steps": steps, "epochs": epochs, "minutes": minutes}))
+
+
+MAY_CHANGE = {"steps", "epochs", "minutes", "save", "log_every"}
+"""Fields that may differ when a run is resumed."""
+
+MAY_CHANGE_INSIDE = {"data.workers", "data.prefetch"}
+"""The same, inside other fields."""
+
+
+def resumed(old: Run, new: Run) -> None:
+    """Refuse to resume a run under settings that would make it another run.
+
+    Raises:
+        ConfigError: Names the first setting that differs.
+    """
+    before, after = _fixed(old), _fixed(new)
+    for name in before:
+        if before[name] != after[name]:
+            raise ConfigError(
+                f"the run in this folder has {name}={before[name]!r}, not {after[name]!r}. "
+                "Give the same settings, or another --out."
+            )
+
+
+def _fixed(run: Run) -> dict[str, object]:
+    """Dotted settings that decide the run's numbers."""
+    flat: dict[str, object] = {}
+
+    def walk(values: dict[str, object], place: str) -> None:
+        for name, value in values.items():
+            if isinstance(value, dict):
+                walk(value, f"{place}{name}.")
+            else:
+                flat[f"{place}{name}"] = value
+
+    walk(run.model_dump(exclude=MAY_CHANGE), "")
+    return {name: value for name, value in flat.items() if name not in MAY_CHANGE_INSIDE}

@@ -1,0 +1,278 @@
+"""Setting up a run, or taking up one that was stopped: everything before the first step.
+
+`loop.py` then does the steps.
+"""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from diptych.checkpoint import load_tensors
+from diptych.comm import Comm
+from diptych.data.opening import open_source
+from diptych.data.pipeline import OrderConfig, Pipeline
+from diptych.data.source import Source
+from diptych.data.tokenizer import Tokenizer
+from diptych.errors import RequestError
+from diptych.files import sweep, write_text
+from diptych.models.dual_encoder import DualEncoder
+from diptych.train.log import Live, RunLog, Watch
+from diptych.train.optimizer import make_optimizer
+from diptych.train.run import Run, resumed
+from diptych.train.state import Progress, last_checkpoint, load_optimizer, load_progress, tidy
+from diptych.train.step import Objective, chance_loss, has_fast_bf16
+
+LEARN_FROM = 200_000
+"""Most samples whose captions the vocabulary is learned from."""
+
+LEARN_FROM_ENDLESS = 20_000
+"""The same for a source without end."""
+
+
+@dataclass
+class Session:
+    """All that one process holds while it trains."""
+
+    run: Run
+    folder: Path
+    comm: Comm
+    model: DualEncoder
+    trained: nn.Module
+    """The model, or the wrapper that averages its gradients over processes."""
+
+    tokenizer: Tokenizer
+    optimizer: torch.optim.Optimizer
+    objective: Objective
+    train: Pipeline
+    val: Pipeline | None
+    total_steps: int | None
+    log: RunLog
+    live: Live
+    watch: Watch
+    progress: Progress
+    window_loss: Tensor
+    """Sum of the losses since the last line of the log; stays on the device until it is read."""
+
+    started: float = field(default_factory=time.monotonic)
+    logged: float = field(default_factory=time.monotonic)
+    saved: float = field(default_factory=time.monotonic)
+    waited_s: float = 0.0
+    """Seconds spent waiting for data since the last line of the log."""
+
+    left_out: set[str] = field(default_factory=set)
+    """Samples that could not be read in validation, and were said."""
+
+    stopped_by: str | None = None
+    """Name of the signal that asked the run to stop."""
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds of training so far, earlier sessions included."""
+        return self.progress.elapsed_s + time.monotonic() - self.started
+
+    @property
+    def done(self) -> float:
+        """Share of the run that is done, in [0, 1]; the same on every rank."""
+        if self.total_steps is not None:
+            return min(1.0, self.progress.step / self.total_steps)
+        share: float = self.comm.agree(min(1.0, self.elapsed_s / 60 / (self.run.minutes or 1)))
+        return share
+
+    @property
+    def middle(self) -> float:
+        """Share of the run at the middle of the next step; what is done, if time is the measure."""
+        if self.total_steps is not None:
+            return min(1.0, (self.progress.step + 0.5) / self.total_steps)
+        return self.done
+
+
+def set_up(run: Run, folder: Path, resume: bool, device: str, comm: Comm, live: Live) -> Session:
+    """Open the source, learn or read the vocabulary, build the model, load the last checkpoint.
+
+    Raises:
+        RequestError: The folder already holds a run, or another one, or the source has changed.
+        DataError: The source cannot be used.
+        CheckpointError: The checkpoint to go on from is damaged.
+    """
+    source = open_source(run.data.source, run.data.options)
+    val = _validation_source(run, comm)
+    total_steps = _total_steps(run, source)
+    where = torch.device(device, comm.local_rank) if device == "cuda" else torch.device(device)
+    run = run.model_copy(update={"precision": comm.agree(_precision(run, where))})
+    order = OrderConfig(batch=run.batch, seed=run.seed, rank=comm.rank, ranks=comm.size)
+    if comm.first:
+        _claim(run, folder, resume)
+        for note in (*source.notes, *(val.notes if val else ())):
+            live.say(note)
+    comm.wait()
+    tokenizer = _tokenizer(run, folder, source, comm)
+    train = _pipeline(run, source, tokenizer, order, training=True)
+    model = _model(run, tokenizer).to(where)
+    optimizer = make_optimizer(model, run.optimizer)
+    log = RunLog(folder / "log.jsonl")
+    progress = Progress(trained_on=source.fingerprint)
+    checkpoint = last_checkpoint(folder) if resume else None
+    if resume and checkpoint is None:
+        live.say(f"nothing to resume in {folder}: starting anew")
+    if checkpoint is not None:
+        progress = load_progress(checkpoint)
+        _same_source(progress, source, checkpoint)
+        model.load_state_dict(load_tensors(checkpoint / "model.safetensors"))
+        load_optimizer(checkpoint, model, optimizer)
+        live.say(f"going on after step {progress.step:,} ({checkpoint.name})")
+        if comm.first:
+            tidy(folder, progress, run.save.keep_last)
+    if comm.first:
+        log.cut(progress.step)
+    bf16 = run.precision == "bf16"
+    return Session(
+        run=run,
+        folder=folder,
+        comm=comm,
+        model=model,
+        trained=DistributedDataParallel(model) if comm.size > 1 else model,
+        tokenizer=tokenizer,
+        optimizer=optimizer,
+        objective=Objective(run.data.transform, comm, where, bf16=bf16, tile=run.tile),
+        train=train,
+        val=_validation_pipeline(run, val, tokenizer, order) if val else None,
+        total_steps=total_steps,
+        log=log,
+        live=live,
+        watch=Watch(chance_loss(run.model.objective, run.batch)),
+        progress=progress,
+        window_loss=torch.tensor(progress.window_loss, dtype=torch.float64, device=where),
+    )
+
+
+def _claim(run: Run, folder: Path, resume: bool) -> None:
+    """Make the folder this run's, or check that it is.
+
+    A run that ended before it logged or saved anything (a batch larger than the source, say) holds
+    nothing: it may be started again, with other settings too.
+    """
+    settings = folder / "run.json"
+    traces = [name for name in ("log.jsonl", "checkpoints") if (folder / name).exists()]
+    if settings.exists() and not traces:
+        (folder / "tokenizer.json").unlink(missing_ok=True)
+    elif settings.exists():
+        if not resume:
+            raise RequestError(
+                f"{folder} already holds a run. Add --resume to go on with it, "
+                "or give another --out."
+            )
+        resumed(Run.read(settings), run)
+        sweep(folder / "checkpoints", "step-*", "last", "best")
+        if last_checkpoint(folder) is None:  # begins anew, perhaps on other captions
+            (folder / "tokenizer.json").unlink(missing_ok=True)
+    elif traces or (folder / "tokenizer.json").exists():
+        raise RequestError(
+            f"{folder} holds {(*traces, 'tokenizer.json')[0]} but no run.json, so it is no run. "
+            "Give another --out."
+        )
+    sweep(folder, "run.json", "tokenizer.json", "log.jsonl")
+    write_text(settings, run.model_dump_json(indent=2) + "\n")
+
+
+def _same_source(progress: Progress, source: Source, checkpoint: Path) -> None:
+    """Refuse to go on with a run on data that is not what it was.
+
+    Raises:
+        RequestError: Names both fingerprints.
+    """
+    if progress.trained_on not in (None, source.fingerprint):
+        raise RequestError(
+            f"{source.name} has changed since {checkpoint} was written: its fingerprint is "
+            f"{source.fingerprint}, not {progress.trained_on}. "
+            "Restore the data, or train on it in another --out."
+        )
+
+
+def _precision(run: Run, device: torch.device) -> str:
+    """The run's precision; what `auto` stands for on this device."""
+    if run.precision != "auto":
+        return run.precision
+    return "bf16" if has_fast_bf16(device) else "fp32"
+
+
+def _tokenizer(run: Run, folder: Path, source: Source, comm: Comm) -> Tokenizer:
+    """The run's tokenizer: read, or learned from the captions of the source and written."""
+    path = folder / "tokenizer.json"
+    if comm.first and not path.exists():
+        limit = min(source.size or LEARN_FROM_ENDLESS, LEARN_FROM)
+        texts = (text for index in range(limit) for text in source.captions(index))
+        shape = run.model.text
+        learned = Tokenizer.learn(texts, vocabulary=shape.vocabulary, context=shape.context)
+        write_text(path, learned.to_json())
+    comm.wait()
+    return Tokenizer.from_json(path.read_text(encoding="utf-8"))
+
+
+def _model(run: Run, tokenizer: Tokenizer) -> DualEncoder:
+    """The model with its weights at the start, for the vocabulary that was learned."""
+    text = run.model.text.model_copy(
+        update={
+            "vocabulary": tokenizer.vocabulary,
+            "end_token": tokenizer.end_token,
+            "pad_token": tokenizer.pad_token,
+        }
+    )
+    torch.manual_seed(run.seed)
+    return DualEncoder(run.model.model_copy(update={"text": text}))
+
+
+def _pipeline(
+    run: Run, source: Source, tokenizer: Tokenizer, order: OrderConfig, *, training: bool
+) -> Pipeline:
+    """Batches of a source, for training or for judging."""
+    return Pipeline(
+        source,
+        tokenizer,
+        run.data.transform,
+        order,
+        augment=run.data.augment if training else None,
+        trims_text=run.model.text.pool != "last",
+    )
+
+
+def _validation_source(run: Run, comm: Comm) -> Source | None:
+    """What to judge on while training, if anything.
+
+    Raises:
+        RequestError: It has too few samples to tell pairs apart.
+    """
+    if not run.data.val:
+        return None
+    source, least = open_source(run.data.val, run.data.val_options), max(2, comm.size)
+    if source.size is not None and source.size < least:
+        raise RequestError(
+            f"{source.name} has {source.size} samples to judge on, fewer than {least}. "
+            "Give a larger --val, or none."
+        )
+    return source
+
+
+def _validation_pipeline(
+    run: Run, source: Source, tokenizer: Tokenizer, order: OrderConfig
+) -> Pipeline:
+    """The same batch size where the source has enough, so that losses can be compared."""
+    size = source.size or run.data.val_pairs
+    batch = min(order.batch, size - size % order.ranks)
+    smaller = order.model_copy(update={"batch": batch})
+    return _pipeline(run, source, tokenizer, smaller, training=False)
+
+
+def _total_steps(run: Run, source: Source) -> int | None:
+    """Length in steps; None for a run measured in minutes."""
+    if run.epochs is None:
+        return run.steps
+    if source.size is None:
+        raise RequestError(
+            f"{source.name} has no end, so {run.epochs:g} epochs of it have no length. "
+            "Use --steps or --minutes."
+        )
+    return max(1, round(run.epochs * source.size / run.batch))

@@ -1,0 +1,330 @@
+"""A model folder comes back to the last bit; a change to any part of it is an error by text."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from diptych.checkpoint import FORMAT, find_model, load_bundle, read_contract, save_bundle
+from diptych.data.tokenizer import Tokenizer
+from diptych.data.transforms import ImageTransformConfig
+from diptych.errors import CheckpointError
+from diptych.files import file_fingerprint, fingerprint
+from diptych.models.dual_encoder import DualEncoder
+from diptych.recipes import RECIPES
+
+TINY = [name for name in RECIPES if name.endswith("-tiny")]
+TEXTS = ["a red circle", "two dogs on the beach", ""]
+
+
+def make(recipe="clip-tiny", **frozen):
+    """A random model of a recipe with its tokenizer and transform."""
+    torch.manual_seed(0)
+    run = RECIPES[recipe]()
+    values = run.model.model_dump()
+    tokenizer = Tokenizer.learn(TEXTS * 9, vocabulary=300, context=run.model.text.context)
+    values["text"]["vocabulary"] = tokenizer.vocabulary
+    for tower, value in frozen.items():
+        values[tower]["frozen"] = value
+    return DualEncoder(type(run.model)(**values)), tokenizer, run.data.transform
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    save_bundle(folder, *make())
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    """A copy of a saved model, to be harmed."""
+    for path in saved.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def refusal(folder):
+    with pytest.raises(CheckpointError) as caught:
+        load_bundle(folder)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def outputs(model, tokenizer):
+    ids, _ = tokenizer.encode(TEXTS)
+    side = model.config.image.image_size
+    image = torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        return model.eval()(image, torch.from_numpy(ids))
+
+
+@pytest.mark.parametrize("recipe", TINY)
+def test_a_saved_model_gives_bit_identical_outputs(tmp_path, recipe):
+    model, tokenizer, transform = make(recipe)
+    mark = save_bundle(tmp_path, model, tokenizer, transform)
+    bundle = load_bundle(tmp_path)
+    assert bundle.fingerprint == mark
+    assert bundle.transform == transform
+    assert bundle.model.config == model.config
+    before, after = outputs(model, tokenizer), outputs(bundle.model, bundle.tokenizer)
+    assert torch.equal(before.image, after.image)
+    assert torch.equal(before.text, after.text)
+    assert torch.equal(before.scale, after.scale)
+    assert (before.bias is None) == (after.bias is None)
+
+
+def test_loading_leaves_torchs_random_state_alone(saved):
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    load_bundle(saved)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_saved_again_the_folder_and_its_fingerprint_are_the_same(saved, tmp_path):
+    bundle = load_bundle(saved)
+    assert save_bundle(tmp_path, bundle.model, bundle.tokenizer, bundle.transform) == (
+        bundle.fingerprint
+    )
+    for path in saved.iterdir():
+        assert path.read_bytes() == (tmp_path / path.name).read_bytes()
+
+
+def test_the_fingerprint_changes_with_each_part(tmp_path):
+    model, tokenizer, transform = make()
+    marks = [save_bundle(tmp_path, model, tokenizer, transform)]
+    other = ImageTransformConfig(**(transform.model_dump() | {"interpolation": "bilinear"}))
+    marks.append(save_bundle(tmp_path, model, tokenizer, other))
+    longer = Tokenizer.learn([*TEXTS * 9, "more"], vocabulary=300, context=tokenizer.context)
+    marks.append(save_bundle(tmp_path, model, longer, transform))
+    with torch.no_grad():
+        model.log_scale += 1e-6
+    marks.append(save_bundle(tmp_path, model, tokenizer, transform))
+    marks.append(save_bundle(tmp_path, make(text=True)[0], tokenizer, transform))
+    assert len(set(marks)) == 5
+
+
+@pytest.mark.parametrize("frozen", [{}, {"image": True}, {"text": True}])
+def test_what_was_frozen_is_frozen_again_and_nothing_else(tmp_path, frozen):
+    save_bundle(tmp_path, *make(**frozen))
+    for name, weight in load_bundle(tmp_path).model.named_parameters():
+        assert weight.requires_grad != any(name.startswith(f"{tower}.") for tower in frozen), name
+        assert weight.is_leaf
+        assert weight.device.type == "cpu"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+@pytest.mark.parametrize("place", [0, 0.5, -1])
+def test_one_flipped_bit_is_named(folder, name, place):
+    data = bytearray((folder / name).read_bytes())
+    data[int(place * len(data)) if place >= 0 else -1] ^= 1
+    (folder / name).write_bytes(data)
+    said = refusal(folder)
+    assert said.startswith(f"{folder / name} is not the file this model was saved with ")
+    assert said.endswith("Copy the whole folder again.")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    assert refusal(folder) == f"{folder} has no {name}. Copy the whole folder again."
+
+
+def edit(folder, change):
+    """Change the contract as an editor would."""
+    contract = json.loads((folder / "contract.json").read_text())
+    change(contract)
+    (folder / "contract.json").write_text(json.dumps(contract))
+    return contract
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda contract: contract["image"].update(mean=[0.5, 0.5, 0.5]),
+        lambda contract: contract["image"].update(resize="squash"),
+        lambda contract: contract["text"].update(context=31),
+        lambda contract: contract["files"].update({"model.safetensors": "0" * 16}),
+        lambda contract: contract.update(objective="sigmoid"),
+        lambda contract: contract.update(fingerprint="0" * 16),
+        lambda contract: contract.update(extra=1),
+        lambda contract: contract.pop("vectors"),
+        lambda contract: contract.pop("fingerprint"),
+    ],
+)
+def test_any_edit_of_the_contract_is_an_error(folder, change):
+    contract = edit(folder, change)
+    said = refusal(folder)
+    assert said.startswith(f"{folder / 'contract.json'} was changed after the model was saved")
+    assert f"not {contract.get('fingerprint')}. Restore it, or train again" in said
+
+
+def test_an_edit_that_leaves_the_values_is_no_change(folder):
+    contract = json.loads((folder / "contract.json").read_text())
+    (folder / "contract.json").write_text(json.dumps(contract, indent=7, sort_keys=True))
+    load_bundle(folder)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", "{}", '{"format": "one"}', "\udcff"])
+def test_a_damaged_contract_is_named(folder, text):
+    (folder / "contract.json").write_bytes(text.encode(errors="surrogateescape"))
+    assert refusal(folder).startswith(f"{folder / 'contract.json'} is damaged (")
+
+
+def test_weights_without_a_contract_are_refused(folder):
+    (folder / "contract.json").unlink()
+    assert refusal(folder) == (
+        f"{folder} has no contract.json, so how to feed the model is unknown. "
+        "Use a folder that `diptych train` wrote."
+    )
+
+
+def test_a_newer_format_asks_for_a_newer_diptych(folder):
+    said = f"has format {FORMAT + 1}, and this Diptych reads up to {FORMAT}. Update diptych."
+    edit(folder, lambda contract: contract.update(format=FORMAT + 1))
+    assert said in refusal(folder)
+    edit(folder, lambda contract: contract.pop("fingerprint"))
+    assert said in refusal(folder)
+
+
+def test_truncated_weights_are_refused(folder):
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+    assert "model.safetensors is not the file this model was saved with" in refusal(folder)
+
+
+def seal(folder):
+    """Make the contract agree with the files again, as someone would who forges a model."""
+    contract = json.loads((folder / "contract.json").read_text())
+    for name in contract["files"]:
+        contract["files"][name] = file_fingerprint(folder / name)
+    del contract["fingerprint"]
+    contract["fingerprint"] = fingerprint(json.dumps(contract, sort_keys=True))
+    (folder / "contract.json").write_text(json.dumps(contract))
+
+
+def test_truncated_weights_under_a_forged_contract_are_no_safetensors(folder):
+    data = (folder / "model.safetensors").read_bytes()
+    for length in (0, 5, len(data) // 2, len(data) - 1):
+        (folder / "model.safetensors").write_bytes(data[:length])
+        seal(folder)
+        assert "model.safetensors cannot be read as safetensors" in refusal(folder)
+
+
+class Bomb:
+    """Leaves a mark when it is unpickled."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.mark),)
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+@pytest.mark.parametrize("writer", ["pickle", "torch"])
+def test_a_pickle_that_calls_itself_safetensors_is_refused_and_not_run(folder, sealed, writer):
+    path, mark = folder / "model.safetensors", folder / "mark"
+    if writer == "torch":
+        torch.save({"weight": Bomb(mark)}, path)
+    else:
+        path.write_bytes(pickle.dumps(Bomb(mark)))
+    if sealed:
+        seal(folder)
+    said = refusal(folder)
+    assert ("cannot be read as safetensors" if sealed else "is not the file this model") in said
+    assert not mark.exists()
+
+
+def test_weights_of_another_shape_are_refused(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["embed"] += 1
+    (folder / "config.json").write_text(json.dumps(config))
+    seal(folder)
+    said = refusal(folder)
+    assert "model.safetensors does not fit config.json: size mismatch for" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"embd": 3}, "there is no setting 'embd'. Did you mean 'embed'?"),
+        ({"embed": "wide"}, "setting 'embed' is 'wide'"),
+    ],
+)
+def test_a_config_that_cannot_be_read_is_a_checkpoint_error(folder, change, words):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    seal(folder)
+    said = refusal(folder)
+    assert said.startswith(f"{folder} cannot be read: ")
+    assert words in said
+
+
+def test_a_tokenizer_that_cannot_be_read_is_a_checkpoint_error(folder):
+    (folder / "tokenizer.json").write_text("{}")
+    seal(folder)
+    assert "tokenizer.json cannot be read" in refusal(folder)
+
+
+def test_a_model_is_found_in_its_folder_and_in_its_run(saved, tmp_path):
+    assert find_model(saved) == saved
+    checkpoints = tmp_path / "run" / "checkpoints"
+    for step in ("step-1", "step-2"):
+        (checkpoints / step).mkdir(parents=True)
+        (checkpoints / "last").unlink(missing_ok=True)
+        (checkpoints / "last").symlink_to(step)
+    assert find_model(tmp_path / "run") == (checkpoints / "step-2").resolve()
+
+
+@pytest.mark.parametrize("name", ["empty", "missing"])
+def test_a_folder_without_a_model_is_refused(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError) as caught:
+        find_model(tmp_path / name)
+    assert str(caught.value) == (
+        f"there is no model in {tmp_path / name}: neither contract.json nor checkpoints/last. "
+        "Give the folder of a run or of one of its checkpoints."
+    )
+
+
+def test_a_folder_that_lost_its_contract_is_found_so_that_the_loss_is_named(folder):
+    (folder / "contract.json").unlink()
+    assert find_model(folder) == folder
+    with pytest.raises(CheckpointError, match=r"has no contract\.json"):
+        read_contract(folder)
+
+
+FULL = """
+import resource, sys, torch
+from pathlib import Path
+from diptych.checkpoint import save_tensors
+from diptych.errors import StorageError
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+try:
+    save_tensors(Path(sys.argv[1]), {"x": torch.zeros(100_000)})
+except StorageError as error:
+    print(error)
+"""
+
+
+def test_weights_that_the_disk_refuses_are_a_storage_error(tmp_path):
+    command = [sys.executable, "-c", FULL, str(tmp_path / "x")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"{tmp_path / 'x'} cannot be written: ")
+    assert "File too large" in done.stdout
+    assert "Free some space or choose another folder" in done.stdout
+
+
+def test_the_contract_keeps_what_the_model_was_trained_on(tmp_path):
+    marks = [save_bundle(tmp_path, *make(), trained_on=data) for data in ("0" * 16, "1" * 16, None)]
+    assert len(set(marks)) == 3
+    assert "trained_on" not in read_contract(tmp_path)
+    save_bundle(tmp_path, *make(), trained_on="2" * 16)
+    assert read_contract(tmp_path)["trained_on"] == "2" * 16
+    assert load_bundle(tmp_path).fingerprint == read_contract(tmp_path)["fingerprint"]

@@ -1,0 +1,239 @@
+"""Several real processes, each with its own share of a batch, compute what one would compute."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from small import SHRINK, small_run
+from torch.nn.parallel import DistributedDataParallel
+
+from diptych.batch import ImageTextBatch
+from diptych.cli import run
+from diptych.comm import Comm, join_processes
+from diptych.errors import RequestError
+from diptych.models.dual_encoder import DualEncoder
+from diptych.train.log import Live, read_log
+from diptych.train.loop import train
+from diptych.train.step import Objective
+
+ROWS = 4
+"""Pairs on each rank."""
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def spawn(work, ranks, *arguments):
+    """Call `work(comm, *arguments)` in `ranks` processes; what each returned, by rank."""
+    context = torch.multiprocessing.get_context("spawn")
+    answers, port = context.SimpleQueue(), free_port()
+    processes = [
+        context.Process(target=_in_process, args=(work, rank, ranks, port, answers, arguments))
+        for rank in range(ranks)
+    ]
+    for process in processes:
+        process.start()
+    found = dict(answers.get() for _ in processes)
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    return [found[rank] for rank in range(ranks)]
+
+
+def _in_process(work, rank, ranks, port, answers, arguments):
+    torch.set_num_threads(1)
+    address = f"tcp://127.0.0.1:{port}"
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=ranks)
+    answer = None
+    try:
+        answer = work(Comm(rank, ranks, rank), *arguments)
+    finally:
+        answers.put((rank, answer))
+        dist.destroy_process_group()
+
+
+def whole_batch(ranks, settings):
+    """Pairs of all ranks, all different but for two that share a caption across ranks."""
+    generator = torch.Generator().manual_seed(3)
+    count, side = ranks * ROWS, settings.model.image.image_size
+    text = torch.randint(3, 400, (count, settings.model.text.context), generator=generator)
+    text[:, -1] = settings.model.text.end_token
+    groups = torch.arange(count)
+    text[-1], groups[-1] = text[0], groups[0]
+    pixels = torch.randint(0, 256, (count, side, side, 3), generator=generator)
+    return ImageTextBatch(image=pixels.byte(), text=text, groups=groups, position=0)
+
+
+def share_of(batch, rank):
+    mine = slice(rank * ROWS, (rank + 1) * ROWS)
+    return ImageTextBatch(
+        image=batch.image[mine], text=batch.text[mine], groups=batch.groups[mine], position=0
+    )
+
+
+def objective(settings, comm):
+    return Objective(settings.data.transform, comm, torch.device("cpu"), bf16=False, tile=None)
+
+
+def start_model(settings):
+    torch.manual_seed(5)
+    return DualEncoder(settings.model)
+
+
+def gradients_of(model):
+    return {name: weight.grad.clone().numpy() for name, weight in model.named_parameters()}
+
+
+def loss_and_gradients(comm, family):
+    """What one rank of a real run computes."""
+    settings = small_run(family=family)
+    model = start_model(settings)
+    batch = share_of(whole_batch(comm.size, settings), comm.rank)
+    averaged = DistributedDataParallel(model)
+    loss = objective(settings, comm)(averaged, batch)
+    loss.backward()
+    return loss.item(), gradients_of(model)
+
+
+def talk(comm):
+    """Every call once, with what this rank alone knows."""
+    rows = torch.full((2, 3), float(comm.rank + 1), requires_grad=True)
+    gathered = comm.gather(rows)
+    weight = torch.arange(gathered.numel(), dtype=torch.float32).view_as(gathered)
+    (gathered * weight).sum().backward()
+    numbers = comm.gather_numbers(torch.tensor([comm.rank, 10 * comm.rank]))
+    agreed = comm.agree({"from": comm.rank})
+    collected = comm.collect(f"rank {comm.rank}")
+    comm.wait()
+    return (
+        *(gathered.detach().numpy(), rows.grad.numpy(), numbers.tolist(), agreed, collected),
+        comm.first,
+    )
+
+
+def refused(comm, folder):
+    """What a run says whose batch the processes cannot divide."""
+    try:
+        with (folder / f"said-{comm.rank}").open("w") as stream:
+            train(small_run("batch=13"), folder / "run", comm=comm, live=Live(stream))
+    except RequestError as error:
+        return str(error)
+    return ""
+
+
+def everything(comm, folder):
+    """All that is asked of real processes, in one start of them."""
+    return {
+        "talk": talk(comm),
+        "refused": refused(comm, folder),
+        **{family: loss_and_gradients(comm, family) for family in ("clip", "siglip")},
+    }
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    """What each of 2 and each of 3 processes found."""
+    return {
+        ranks: spawn(everything, ranks, tmp_path_factory.mktemp(f"ranks{ranks}"))
+        for ranks in (2, 3)
+    }
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_loss_and_every_gradient_equal_those_of_one_process(answers, ranks, family):
+    settings = small_run(family=family)
+    model = start_model(settings)
+    expected = objective(settings, Comm())(model, whole_batch(ranks, settings))
+    expected.backward()
+    by_one = gradients_of(model)
+    assert all(abs(gradient).max() > 0 for gradient in by_one.values())
+    for answer in answers[ranks]:
+        loss, gradients = answer[family]
+        assert loss == pytest.approx(expected.item(), abs=1e-5)
+        assert gradients.keys() == by_one.keys()
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(
+                torch.from_numpy(gradient),
+                torch.from_numpy(by_one[name]),
+                rtol=1e-4,
+                atol=1e-5,
+                msg=lambda text, name=name: f"{name}: {text}",
+            )
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_gathering_agreeing_and_collecting_between_processes(answers, ranks):
+    each = range(ranks)
+    for rank, answer in enumerate(answers[ranks]):
+        rows, gradient, numbers, agreed, collected, first = answer["talk"]
+        assert rows.tolist() == [[one + 1.0] * 3 for one in each for _ in range(2)]
+        ours = torch.arange(6.0 * ranks).view(-1, 3)[2 * rank : 2 * rank + 2]
+        assert gradient.tolist() == (ranks * ours).tolist()  # averaged over ranks afterwards
+        assert numbers == [number for one in each for number in (one, 10 * one)]
+        assert agreed == {"from": 0}
+        assert collected == [f"rank {one}" for one in each]
+        assert first == (rank == 0)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_processes_that_do_not_divide_the_batch_are_refused(answers, ranks):
+    words = f"batch 13 cannot be divided among {ranks} processes. Use --batch 12."
+    assert [answer["refused"] for answer in answers[ranks]] == [words] * ranks
+
+
+def test_one_process_is_the_plain_case():
+    comm, rows = Comm(), torch.ones(2, 3)
+    assert comm.gather(rows) is rows
+    assert comm.gather_numbers(torch.tensor([4])).tolist() == [4]
+    assert (comm.agree(7), comm.collect(7), comm.first) == (7, [7], True)
+    comm.wait()
+
+
+def test_half_of_torchruns_environment_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(RequestError, match=r"RANK is not set\. Start the processes with"):
+        join_processes("cpu")
+
+
+def train_command(out):
+    command = ["train", "clip-tiny", "--data", "scenes:shapes:val", "--val", "scenes:shapes:test"]
+    command += ["--batch", "12", "--steps", "5", "--json", "--out", str(out)]
+    quick = ("log_every=1", "validate_every=3", "data.val_pairs=24", "precision=fp32")
+    for setting in (*SHRINK, *quick):
+        command += ["--set", setting]
+    return command
+
+
+def torchrun(ranks, *command):
+    where = ("--nproc-per-node", str(ranks), "--master-addr", "127.0.0.1")
+    where += ("--master-port", str(free_port()))
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *where, "-m", "diptych", *command],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def test_two_processes_train_as_one_does_and_leave_one_log(tmp_path):
+    two = torchrun(2, *train_command(tmp_path / "two"))
+    assert two.returncode == 0, two.stderr
+    assert json.loads(two.stdout)["steps"] == 5  # one answer, of the first process
+    assert run(train_command(tmp_path / "one")) == 0
+    rows = [read_log(tmp_path / name / "log.jsonl") for name in ("one", "two")]
+    assert [row["step"] for row in rows[1]] == [row["step"] for row in rows[0]]
+    for alone, shared in zip(*rows, strict=True):
+        for name in ("loss", "lr", "scale", "pairs", "text_to_image_recall@1"):
+            assert shared.get(name) == pytest.approx(alone.get(name), abs=1e-4), name

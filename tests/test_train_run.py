@@ -1,0 +1,81 @@
+"""What a run may say, and what may change when it is resumed."""
+
+import pytest
+from small import small_run
+
+from diptych.errors import ConfigError
+from diptych.recipes import RECIPES, find_recipe
+from diptych.train.run import Run, resumed
+
+
+def test_a_run_without_length_is_refused():
+    with pytest.raises(ConfigError, match="a run has one length and none is given"):
+        small_run("steps=null")
+
+
+def test_a_run_with_two_lengths_is_refused():
+    with pytest.raises(ConfigError, match="one length and steps and minutes is given"):
+        small_run("minutes=2")
+
+
+@pytest.mark.parametrize(
+    ("lengths", "field"), [((5, None, None), "steps"), ((None, 2.5, None), "epochs")]
+)
+def test_a_new_length_replaces_the_old_one(lengths, field):
+    run = small_run().with_length(*lengths)
+    assert {name for name in ("steps", "epochs", "minutes") if getattr(run, name)} == {field}
+
+
+def test_no_new_length_leaves_the_run_as_it_is():
+    run = small_run()
+    assert run.with_length(None, None, None) is run
+
+
+def test_two_new_lengths_are_refused():
+    with pytest.raises(ConfigError, match="Give exactly one of --steps, --epochs and --minutes"):
+        small_run().with_length(5, None, 1.0)
+
+
+def test_sizes_of_model_and_preprocessing_must_agree():
+    with pytest.raises(ConfigError, match=r"image_size is 64 and .* 32\. Set both to 64"):
+        small_run("model.image.image_size=64")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_run_is_read_back_from_its_file_as_it_was_written(name, tmp_path):
+    run = find_recipe(name)
+    path = tmp_path / "run.json"
+    path.write_text(run.model_dump_json(indent=2))
+    assert Run.read(path) == run
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *("steps=99", "log_every=7", "save.every_steps=3", "save.keep_last=9"),
+        *("data.workers=5", "data.prefetch=9"),
+    ],
+)
+def test_what_decides_no_number_may_change(setting):
+    resumed(small_run(), small_run(setting))
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("seed=3", "has seed=0, not 3"),
+        ("batch=16", "has batch=8, not 16"),
+        ("optimizer.lr=0.5", "has optimizer.lr=0.001, not 0.5"),
+        ("model.image.width=64", "has model.image.width=32, not 64"),
+        ("precision=bf16", "has precision='fp32', not 'bf16'"),
+        ("data.augment.flip=0.5", "has data.augment.flip=0.0, not 0.5"),
+        ("data.val=null", "has data.val='scenes:shapes:test', not None"),
+    ],
+)
+def test_what_decides_the_numbers_may_not_change_and_is_named(setting, words):
+    with pytest.raises(ConfigError, match=words.replace(".", r"\.")):
+        resumed(small_run(), small_run(setting))
+
+
+def test_the_length_may_change_its_kind():
+    resumed(small_run(), small_run().with_length(None, None, 3.0))
