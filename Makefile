@@ -50,6 +50,7 @@ format: .venv/.ready       ## rewrite the files in the house format
 
 bench: .venv/.ready .venv-peers/.ready ## benchmarks against the peers, in one run each
 	.venv-peers/bin/python benchmarks/losses.py
+	.venv-peers/bin/python benchmarks/search.py
 	.venv/bin/python benchmarks/startup.py
 
 real: .venv/.ready         ## train and judge on the real data of DIPTYCH_DATA

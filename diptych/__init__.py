@@ -26,11 +26,13 @@ if TYPE_CHECKING:
         StorageError,
         TrainingError,
     )
-    from diptych.evaluate.judge import evaluate
+    from diptych.evaluate.tasks import evaluate
     from diptych.predict.embed import embed
     from diptych.predict.model import Model, load
     from diptych.recipes import find_recipe
-    from diptych.search.exact import Hit, search
+    from diptych.search.exact import search
+    from diptych.search.hit import Hit
+    from diptych.search.library import Library
     from diptych.train.loop import train
 
 _WHERE = {
@@ -39,11 +41,12 @@ _WHERE = {
     "find_recipe": "diptych.recipes",
     "train": "diptych.train.loop",
     "open_source": "diptych.data.opening",
-    "evaluate": "diptych.evaluate.judge",
+    "evaluate": "diptych.evaluate.tasks",
     "read_vectors": "diptych.data.vectors",
     "embed": "diptych.predict.embed",
     "search": "diptych.search.exact",
-    "Hit": "diptych.search.exact",
+    "Hit": "diptych.search.hit",
+    "Library": "diptych.search.library",
     "DiptychError": "diptych.errors",
     "RequestError": "diptych.errors",
     "ConfigError": "diptych.errors",
@@ -59,6 +62,7 @@ __all__ = [
     "DataError",
     "DiptychError",
     "Hit",
+    "Library",
     "Model",
     "RequestError",
     "StorageError",

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import ImageTransformConfig
@@ -28,8 +28,14 @@ from diptych.errors import CheckpointError, ConfigError
 from diptych.files import file_fingerprint, fingerprint, refused
 from diptych.models.dual_encoder import DualEncoder, DualEncoderConfig
 
-FORMAT = 1
-"""Version of the folder's layout; a reader refuses what is newer."""
+FORMAT, OLDEST = 1, 1
+"""Version of the folder's layout that is written, and the oldest that is read."""
+
+PICKLED = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+"""How files begin that hold a pickle: those of torch.save (a zip), and plain ones."""
+
+PICKLE_NAMES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
+"""How such files are called."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +92,10 @@ def load_bundle(folder: Path) -> Bundle:
     """Read a model, checking that every part is the one it was saved with.
 
     Raises:
-        CheckpointError: Something is missing, damaged, changed or newer than this Diptych.
+        CheckpointError: Something is missing, damaged, changed, a pickle, or of another version
+            of Diptych.
     """
+    refuse_pickle(folder)
     contract = read_contract(folder)
     marks = _file_marks(folder)
     for name, mark in contract["files"].items():
@@ -104,15 +112,8 @@ def load_bundle(folder: Path) -> Bundle:
     tokenizer = Tokenizer.from_json((folder / "tokenizer.json").read_text(encoding="utf-8"))
     with torch.device("meta"):
         model = DualEncoder(config)
-    weights = load_tensors(folder / "model.safetensors")
-    try:
-        model.load_state_dict(weights, assign=True)
-    except RuntimeError as error:
-        problem = str(error).splitlines()[-1].strip()
-        raise CheckpointError(
-            f"{folder / 'model.safetensors'} does not fit config.json: {problem} "
-            "Copy the whole folder again."
-        ) from error
+    path = folder / "model.safetensors"
+    fill(model, load_tensors(path), path, assign=True)
     for tower in (model.image, model.text):
         tower.requires_grad_(not tower.config.frozen)
     return Bundle(model, tokenizer, transform, contract["fingerprint"])
@@ -122,7 +123,7 @@ def read_contract(folder: Path) -> dict[str, Any]:
     """The contract of a model folder, checked against its own fingerprint.
 
     Raises:
-        CheckpointError: There is none, it was changed, or it is newer than this Diptych.
+        CheckpointError: There is none, it was changed, or it is of another version of Diptych.
     """
     path = folder / "contract.json"
     if not path.is_file():
@@ -133,12 +134,17 @@ def read_contract(folder: Path) -> dict[str, Any]:
     try:
         contract = json.loads(path.read_text(encoding="utf-8"))
         version, mark = contract["format"], contract.get("fingerprint")
-        newer = version > FORMAT
+        newer, older = version > FORMAT, version < OLDEST
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is damaged ({error!r}). Copy the folder again.") from error
     if newer:
         raise CheckpointError(
             f"{folder} has format {version}, and this Diptych reads up to {FORMAT}. Update diptych."
+        )
+    if older:
+        raise CheckpointError(
+            f"{folder} has format {version}, and this Diptych reads from {OLDEST} on. Use the "
+            "Diptych that wrote it, or train again."
         )
     if _contract_mark(contract) != mark:
         raise CheckpointError(
@@ -156,6 +162,7 @@ def find_model(path: Path) -> Path:
     """
     if (path / "contract.json").is_file() or (path / "model.safetensors").is_file():
         return path
+    refuse_pickle(path)
     last = path / "checkpoints" / "last"
     if last.is_dir():
         return last.resolve()
@@ -163,6 +170,34 @@ def find_model(path: Path) -> Path:
         f"there is no model in {path}: neither contract.json nor checkpoints/last. "
         "Give the folder of a run or of one of its checkpoints."
     )
+
+
+def refuse_pickle(path: Path) -> None:
+    """Refuse pickled weights, recognised by how the file begins; nothing in it is run.
+
+    Args:
+        path: A file, or a model folder: then its weights are looked at, and where there are none,
+            the files beside them.
+
+    Raises:
+        CheckpointError: Names the file.
+    """
+    files = [path]
+    if path.is_dir():
+        weights = path / "model.safetensors"
+        others = [file for file in path.iterdir() if file.suffix in PICKLE_NAMES]
+        files = [weights] if weights.exists() else sorted(others)
+    for file in files:
+        if file.is_file():
+            with file.open("rb") as opened:
+                begin = opened.read(9)
+            # a safetensors file begins with a length, which may look the same, and then a brace
+            if begin.startswith(PICKLED) and begin[8:] != b"{":
+                raise CheckpointError(
+                    f"{file} is a pickle, which can run any code when it is opened, so it was not "
+                    "opened. Use weights saved as safetensors, in a folder that `diptych train` "
+                    "wrote."
+                )
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -185,11 +220,46 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         CheckpointError: It is missing, cut or no safetensors file.
     """
     try:
-        return load_file(path)
+        # Copied out of the mapped file, where tensors begin at any multiple of 8 bytes: kernels
+        # that look at the alignment of their input give other last bits there.
+        return {name: tensor.clone() for name, tensor in load_file(path).items()}
     except (SafetensorError, OSError) as error:
+        refuse_pickle(path)
         raise CheckpointError(
             f"{path} cannot be read as safetensors: {error}. Copy the file again."
         ) from error
+
+
+def fill(
+    model: nn.Module, tensors: Mapping[str, Tensor], path: Path, *, assign: bool = False
+) -> None:
+    """Put tensors into the model, every one in its place.
+
+    Args:
+        model: Of the shape that the tensors are for.
+        tensors: What was read.
+        path: Where from, for the message.
+        assign: Make them the model's own instead of copying their values.
+
+    Raises:
+        CheckpointError: One is missing, too many, or of another shape; nothing is put in.
+    """
+    wanted = model.state_dict()
+    for name, ours in wanted.items():
+        if name not in tensors:
+            raise _misfit(path, f"{name} {list(ours.shape)} is missing")
+        if tensors[name].shape != ours.shape:
+            found = list(tensors[name].shape)
+            raise _misfit(path, f"{name} has shape {found}, and the model wants {list(ours.shape)}")
+    for name, theirs in tensors.items():
+        if name not in wanted:
+            raise _misfit(path, f"the model has no {name} {list(theirs.shape)}")
+    model.load_state_dict(tensors, assign=assign)
+
+
+def _misfit(path: Path, what: str) -> CheckpointError:
+    """Weights of another model."""
+    return CheckpointError(f"{path} does not fit config.json: {what}. Copy the whole folder again.")
 
 
 def _file_marks(folder: Path) -> dict[str, str]:

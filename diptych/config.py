@@ -9,7 +9,8 @@ import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -94,20 +95,50 @@ class Config(BaseModel):
 def _explain(kind: type[BaseModel], error: ValidationError) -> str:
     """The first thing that is wrong, in one line."""
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
+    parts, fields = _walk(kind, first["loc"])
+    place = ".".join(parts)
     if first["type"] == "extra_forbidden":
-        fields = _fields_at(kind, first["loc"][:-1])
-        return f"there is no setting {place!r}. {nearest(str(first['loc'][-1]), fields)}"
+        return f"there is no setting {place!r}. {nearest(parts[-1], fields)}"
     if first["type"] == "missing":
         return f"setting {place!r} of {kind.__name__} is missing. Give it a value."
+    if first["type"] == "union_tag_invalid":
+        tag, known = first["ctx"]["tag"], first["ctx"]["expected_tags"]
+        return f"setting '{place}.kind' is {tag!r}: known are {known}. Give one of them."
     return f"setting {place!r} is {first['input']!r}: {first['msg']}. Give a value that fits."
 
 
-def _fields_at(kind: type[BaseModel], place: Sequence[int | str]) -> list[str]:
-    """Names of the fields of the config found by walking `place` down from `kind`."""
-    for part in place:
-        inner = kind.model_fields[str(part)].annotation if part in kind.model_fields else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            break
-        kind = inner
-    return list(kind.model_fields)
+def _walk(kind: type[BaseModel], place: Sequence[int | str]) -> tuple[list[str], list[str]]:
+    """The names a user writes for a place inside `kind`, and the fields beside the last of them.
+
+    Where several configs may stand, pydantic puts the one that was chosen into the place by the
+    value of its field `kind`; users do not.
+    """
+    parts: list[str] = []
+    choices: dict[str, type[BaseModel]] = {}
+    fields: list[str] = list(kind.model_fields)
+    for part in map(str, place):
+        if part in choices:
+            kind, choices = choices[part], {}
+            continue
+        parts.append(part)
+        fields = list(kind.model_fields)
+        inner = kind.model_fields[part].annotation if part in kind.model_fields else None
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            kind = inner
+        choices = _choices(inner)
+    return parts, fields
+
+
+def _choices(annotation: Any) -> dict[str, type[BaseModel]]:
+    """The configs of a union by their `kind`; none if the annotation is something else."""
+    if get_origin(annotation) not in (Union, UnionType):
+        return {}
+    members = [
+        get_args(member)[0] if get_args(member) else member for member in get_args(annotation)
+    ]
+    configs = [
+        member for member in members if isinstance(member, type) and issubclass(member, BaseModel)
+    ]
+    return {
+        str(one.model_fields["kind"].default): one for one in configs if "kind" in one.model_fields
+    }

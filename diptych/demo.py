@@ -19,7 +19,8 @@ from diptych.data.pictures import to_rgb
 from diptych.data.source import Source, SourceOptions
 from diptych.data.vectors import read_vectors
 from diptych.errors import RequestError
-from diptych.evaluate.judge import Judged, judge_retrieval, result_file
+from diptych.evaluate.judge import result_file
+from diptych.evaluate.retrieval import RetrievalJudged, judge_retrieval
 from diptych.files import write_text
 from diptych.predict.embed import embed
 from diptych.predict.model import Model, load
@@ -158,13 +159,14 @@ def _clear(out: Path) -> None:
 
 
 def _report(
-    out: Path, run: Run, trained: TrainResult, model: Model, judged: Judged, source: Source
+    out: Path, run: Run, trained: TrainResult, model: Model, judged: RetrievalJudged, source: Source
 ) -> Path:
     """The HTML page."""
+    trained_on = str(run.data.source)
     facts = (
         ("Recipe", run.recipe),
         ("Parameters", f"{model.parameters / 1e6:.1f} million"),
-        ("Trained on", run.data.source),
+        ("Trained on", trained_on),
         ("Judged on", f"{source.name}, {judged.result.pictures:,} pictures"),
         ("Training", f"{trained.steps:,} steps of {run.batch} pairs, {trained.pairs:,} pairs"),
         ("Time", f"{trained.elapsed_s / 60:.1f} minutes"),
@@ -174,7 +176,7 @@ def _report(
     )
     return write_report(
         out / "report.html",
-        title="Diptych demo" if run.data.source.startswith("scenes:") else run.data.source,
+        title="Diptych demo" if trained_on.startswith("scenes:") else trained_on,
         facts=facts,
         log_rows=read_log(out / "run" / "log.jsonl"),
         retrieval=judged.result.to_dict(),
@@ -184,14 +186,14 @@ def _report(
     )
 
 
-def _spread(judged: Judged, count: int) -> list[int]:
+def _spread(judged: RetrievalJudged, count: int) -> list[int]:
     """Rows of captions spread over the held-out pictures, one of each picture."""
     rows = np.linspace(0, len(judged.texts) - 1, min(count, len(judged.indices))).astype(int)
     pictures = judged.picture_of_text[rows]
     return [int(np.flatnonzero(judged.picture_of_text == picture)[-1]) for picture in pictures]
 
 
-def _queries(folder: Path, model: Model, judged: Judged, source: Source) -> list[QueryRow]:
+def _queries(folder: Path, model: Model, judged: RetrievalJudged, source: Source) -> list[QueryRow]:
     """Some held-out captions with the pictures that the model finds for them."""
     stored = read_vectors(folder)
     rows = []
@@ -211,7 +213,7 @@ def _queries(folder: Path, model: Model, judged: Judged, source: Source) -> list
     return rows
 
 
-def _similarity(judged: Judged, source: Source) -> SimilarityBlock:
+def _similarity(judged: RetrievalJudged, source: Source) -> SimilarityBlock:
     """Some held-out pictures against their own captions."""
     text_rows = _spread(judged, PAIRS)
     pictures = [int(judged.picture_of_text[row]) for row in text_rows]

@@ -8,8 +8,17 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from diptych.checkpoint import FORMAT, find_model, load_bundle, read_contract, save_bundle
+from diptych.checkpoint import (
+    FORMAT,
+    fill,
+    find_model,
+    load_bundle,
+    load_tensors,
+    read_contract,
+    save_bundle,
+)
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import ImageTransformConfig
 from diptych.errors import CheckpointError
@@ -192,6 +201,15 @@ def test_a_newer_format_asks_for_a_newer_diptych(folder):
     assert said in refusal(folder)
 
 
+@pytest.mark.parametrize("version", [0, -1, 0.5])
+def test_an_older_format_asks_for_its_own_diptych(folder, version):
+    edit(folder, lambda contract: contract.update(format=version))
+    assert refusal(folder) == (
+        f"{folder} has format {version}, and this Diptych reads from 1 on. "
+        "Use the Diptych that wrote it, or train again."
+    )
+
+
 def test_truncated_weights_are_refused(folder):
     data = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
@@ -226,19 +244,63 @@ class Bomb:
         return os.mkdir, (str(self.mark),)
 
 
-@pytest.mark.parametrize("sealed", [False, True])
-@pytest.mark.parametrize("writer", ["pickle", "torch"])
-def test_a_pickle_that_calls_itself_safetensors_is_refused_and_not_run(folder, sealed, writer):
-    path, mark = folder / "model.safetensors", folder / "mark"
+def hostile(path, writer, mark):
+    """A file that leaves a mark when it is opened as its writer would open it."""
     if writer == "torch":
         torch.save({"weight": Bomb(mark)}, path)
+    elif writer == "old torch":
+        torch.save({"weight": Bomb(mark)}, path, _use_new_zipfile_serialization=False)
     else:
-        path.write_bytes(pickle.dumps(Bomb(mark)))
+        path.write_bytes(pickle.dumps(Bomb(mark), protocol=int(writer)))
+
+
+def refused_pickle(path):
+    return (
+        f"{path} is a pickle, which can run any code when it is opened, so it was not opened. "
+        "Use weights saved as safetensors, in a folder that `diptych train` wrote."
+    )
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+@pytest.mark.parametrize("writer", ["2", "3", "4", "5", "torch", "old torch"])
+def test_a_pickle_that_calls_itself_safetensors_is_refused_and_not_run(folder, sealed, writer):
+    path, mark = folder / "model.safetensors", folder / "mark"
+    hostile(path, writer, mark)
     if sealed:
         seal(folder)
-    said = refusal(folder)
-    assert ("cannot be read as safetensors" if sealed else "is not the file this model") in said
+    assert refusal(folder) == refused_pickle(path)
     assert not mark.exists()
+    with pytest.raises(CheckpointError, match="is a pickle"):
+        load_tensors(path)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "epoch_3.pt", "model.ckpt"])
+def test_a_pickle_in_the_place_of_safetensors_is_named_and_not_run(tmp_path, name):
+    mark = tmp_path / "mark"
+    hostile(tmp_path / name, "torch", mark)
+    for path in (tmp_path, tmp_path / name):
+        with pytest.raises(CheckpointError) as caught:
+            find_model(path)
+        assert str(caught.value) == refused_pickle(tmp_path / name)
+    assert refusal(tmp_path) == refused_pickle(tmp_path / name)
+    assert not mark.exists()
+
+
+def test_a_pickle_beside_the_weights_is_left_alone(folder):
+    hostile(folder / "notes.pt", "torch", folder / "mark")
+    load_bundle(folder)
+    assert not (folder / "mark").exists()
+
+
+@pytest.mark.parametrize("length", [0x280, 0x380, 0x480, 0x580, 0x10280])
+def test_safetensors_whose_header_length_looks_like_a_pickle_are_read(tmp_path, length):
+    for size in range(length - 100, length):
+        save_file({"x": torch.ones(2)}, tmp_path / "x", metadata={"pad": "p" * size})
+        if int.from_bytes((tmp_path / "x").read_bytes()[:8], "little") == length:
+            break
+    assert (tmp_path / "x").read_bytes()[0] == 0x80
+    assert load_tensors(tmp_path / "x")["x"].tolist() == [1, 1]
 
 
 def test_weights_of_another_shape_are_refused(folder):
@@ -246,8 +308,38 @@ def test_weights_of_another_shape_are_refused(folder):
     config["embed"] += 1
     (folder / "config.json").write_text(json.dumps(config))
     seal(folder)
-    said = refusal(folder)
-    assert "model.safetensors does not fit config.json: size mismatch for" in said
+    assert refusal(folder) == (
+        f"{folder / 'model.safetensors'} does not fit config.json: image_projection.weight has "
+        "shape [64, 64], and the model wants [65, 64]. Copy the whole folder again."
+    )
+
+
+def change_weights(folder, change):
+    """Replace the weights as someone would who forges a model."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+    seal(folder)
+
+
+def test_a_missing_weight_is_named_with_its_shape(folder):
+    change_weights(folder, lambda tensors: tensors.pop("text.final_norm.bias"))
+    assert "text.final_norm.bias [64] is missing. Copy" in refusal(folder)
+
+
+def test_a_weight_too_many_is_named_with_its_shape(folder):
+    change_weights(folder, lambda tensors: tensors.update(extra=torch.zeros(2, 3)))
+    assert "does not fit config.json: the model has no extra [2, 3]. Copy" in refusal(folder)
+
+
+def test_a_model_is_not_half_filled(saved):
+    model = load_bundle(saved).model
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    other = {name: value + 1 for name, value in before.items()}
+    with pytest.raises(CheckpointError, match="the model has no zebra"):
+        fill(model, other | {"zebra": torch.zeros(1)}, saved / "model.safetensors")
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,17 @@ from small import SHRINK, caption_of, picture_folder
 from diptych.cli import UsageError, app, run
 from diptych.train.log import RunLog
 
-COMMANDS = ("demo", "train", "evaluate", "embed", "search", "recipes", "doctor")
+COMMANDS = (
+    "demo",
+    "train",
+    "evaluate",
+    "embed",
+    "index",
+    "search",
+    "classify",
+    "recipes",
+    "doctor",
+)
 
 
 def command_line(*arguments, **environment):
@@ -125,12 +135,14 @@ def test_a_run_is_taken_up_with_resume_and_refused_without(capsys, tmp_path):
 def test_the_options_of_train_are_settings_of_the_run(capsys, tmp_path):
     pictures = picture_folder(tmp_path / "pictures", 12)
     options = ("--val", pictures, "--epochs", 0.7, "--seed", 5, "--workers", 0)
-    answer_of(capsys, *train_arguments(pictures, tmp_path / "run", *options, "--batch", 4))
+    options += ("--batch", 4, "--chunk", 3, "--track", "tensorboard")
+    answer_of(capsys, *train_arguments(pictures, tmp_path / "run", *options))
     settings = json.loads((tmp_path / "run/run.json").read_text())
     assert (settings["seed"], settings["batch"], settings["epochs"]) == (5, 4, 0.7)
     assert settings["steps"] is settings["minutes"] is None
     assert settings["data"]["source"] == settings["data"]["val"] == str(pictures)
     assert settings["data"]["workers"] == 0
+    assert (settings["chunk"], settings["trackers"]) == (3, ["tensorboard"])
     assert settings["model"]["image"]["width"] == 32
 
 
@@ -258,7 +270,7 @@ def test_a_search_for_no_words_is_refused(capsys, made, words):
     code, line = refusal_of(capsys, "search", made / "vectors", words)
     assert code == 2
     assert "a search takes words, and '" in line
-    assert line.endswith('\' holds none. Write: diptych search FOLDER "a red bicycle".')
+    assert line.endswith(f'Write: diptych search {made / "vectors"} "a red bicycle".')
 
 
 def test_the_recipes_are_listed(capsys):
@@ -299,9 +311,9 @@ TRAIN = ("train", "clip-tiny", "--out", "nowhere")
         ((*TRAIN, "--data", "x", "--val-where", "1"), "--val is not. Give --val SOURCE too."),
         ((*TRAIN, "--data", "no/such/folder"), "there is nothing at no/such/folder. Check"),
         ((*TRAIN, "--data", "scenes:shaps"), "Did you mean 'shapes'?"),
-        ((*TRAIN, "--data", "scenes:shapes", "--device", "gpu"), "Use auto, cpu or cuda."),
+        ((*TRAIN, "--data", "scenes:shapes", "--device", "gpu"), "Use auto, cpu, cuda or mps."),
         (("evaluate", "x", "--data", "y", "--task", "retreival"), "Did you mean 'retrieval'?"),
-        (("search", "nowhere", "red"), "nowhere holds no vectors"),
+        (("search", "nowhere", "red"), "nowhere holds no library and no vectors"),
     ],
 )
 def test_a_wrong_request_ends_with_2_and_one_line_that_says_what_to_do(

@@ -25,6 +25,9 @@ from diptych.train.step import Objective
 ROWS = 4
 """Pairs on each rank."""
 
+CHUNKS = (None, 3)
+"""Pairs that the towers take at a time; 3 leaves a piece of one pair."""
+
 
 def free_port():
     with socket.socket() as listener:
@@ -80,8 +83,9 @@ def share_of(batch, rank):
     )
 
 
-def objective(settings, comm):
-    return Objective(settings.data.transform, comm, torch.device("cpu"), bf16=False, tile=None)
+def objective(settings, comm, chunk=None):
+    transform, device = settings.data.transform, torch.device("cpu")
+    return Objective(transform, comm, device, bf16=False, tile=None, chunk=chunk)
 
 
 def start_model(settings):
@@ -93,14 +97,13 @@ def gradients_of(model):
     return {name: weight.grad.clone().numpy() for name, weight in model.named_parameters()}
 
 
-def loss_and_gradients(comm, family):
+def loss_and_gradients(comm, family, chunk):
     """What one rank of a real run computes."""
     settings = small_run(family=family)
     model = start_model(settings)
     batch = share_of(whole_batch(comm.size, settings), comm.rank)
     averaged = DistributedDataParallel(model)
-    loss = objective(settings, comm)(averaged, batch)
-    loss.backward()
+    loss = objective(settings, comm, chunk).backward(averaged, batch)
     return loss.item(), gradients_of(model)
 
 
@@ -135,7 +138,11 @@ def everything(comm, folder):
     return {
         "talk": talk(comm),
         "refused": refused(comm, folder),
-        **{family: loss_and_gradients(comm, family) for family in ("clip", "siglip")},
+        **{
+            (family, chunk): loss_and_gradients(comm, family, chunk)
+            for family in ("clip", "siglip")
+            for chunk in CHUNKS
+        },
     }
 
 
@@ -150,7 +157,8 @@ def answers(tmp_path_factory):
 
 @pytest.mark.parametrize("ranks", [2, 3])
 @pytest.mark.parametrize("family", ["clip", "siglip"])
-def test_loss_and_every_gradient_equal_those_of_one_process(answers, ranks, family):
+@pytest.mark.parametrize("chunk", CHUNKS)
+def test_loss_and_every_gradient_equal_those_of_one_process(answers, ranks, family, chunk):
     settings = small_run(family=family)
     model = start_model(settings)
     expected = objective(settings, Comm())(model, whole_batch(ranks, settings))
@@ -158,7 +166,7 @@ def test_loss_and_every_gradient_equal_those_of_one_process(answers, ranks, fami
     by_one = gradients_of(model)
     assert all(abs(gradient).max() > 0 for gradient in by_one.values())
     for answer in answers[ranks]:
-        loss, gradients = answer[family]
+        loss, gradients = answer[family, chunk]
         assert loss == pytest.approx(expected.item(), abs=1e-5)
         assert gradients.keys() == by_one.keys()
         for name, gradient in gradients.items():

@@ -13,10 +13,17 @@ import pytest
 import torch
 from PIL import Image
 
-from diptych.data.pipeline import REPLACEMENTS, OrderConfig, Pipeline, same_picture_or_text
+from diptych.data.augment import AugmentConfig
+from diptych.data.pipeline import (
+    REPLACEMENTS,
+    OrderConfig,
+    Pipeline,
+    joined,
+    same_picture_or_text,
+)
 from diptych.data.source import Sample
 from diptych.data.tokenizer import Tokenizer
-from diptych.data.transforms import AugmentConfig, ImageTransformConfig
+from diptych.data.transforms import ImageTransformConfig
 from diptych.errors import DataError, RequestError
 
 SIDE = 8
@@ -370,3 +377,39 @@ def test_a_range_of_batches_ends_where_it_should(make):
     assert [batch.position for batch in take(make(), 3, 6, workers=1)] == [3, 4, 5]
     endless = make().batches(10**9, None, workers=0)
     assert [next(endless).position for _ in range(3)] == [10**9, 10**9 + 1, 10**9 + 2]
+
+
+def test_joined_captions_begin_with_the_first_and_never_repeat_another():
+    captions = ("name", *(f"word {number}" for number in range(7)))
+    random = np.random.default_rng(0)
+    drawn = [joined(captions, random).split(", ") for _ in range(2000)]
+    assert all(words[0] == "name" for words in drawn)
+    assert all(len(set(words)) == len(words) and set(words) <= set(captions) for words in drawn)
+    counts = np.bincount([len(words) - 1 for words in drawn], minlength=6)
+    assert counts[5:].sum() == 0
+    np.testing.assert_allclose(counts[0] / 2000, 0.5 + 0.5 / 5, atol=0.05)
+    np.testing.assert_allclose(counts[1:5] / 2000, 0.5 / 5, atol=0.03)
+    others = [word for words in drawn for word in words[1:]]
+    assert {others.count(word) > 150 for word in captions[1:]} == {True}
+
+
+def test_a_single_caption_joins_nothing():
+    random = np.random.default_rng(0)
+    assert {joined(("alone",), random) for _ in range(20)} == {"alone"}
+
+
+class Named(Small):
+    """Pictures 2 and 5 have the same name and other keywords."""
+
+    def captions(self, index):
+        name = "twin" if index in (2, 5) else f"name {index}"
+        return (name, *(f"caption {number} of picture {index}" for number in range(3)))
+
+
+def test_joined_captions_with_the_same_first_one_are_no_negatives_of_each_other(make):
+    for position in range(6):
+        batch = make(Named(6), batch=6, caption="joined")[position]
+        which = batch.image[:, 0, 0, 0].tolist()
+        groups = dict(zip(which, batch.groups.tolist(), strict=True))
+        assert groups[2] == groups[5]
+        assert len(set(groups.values())) == 5

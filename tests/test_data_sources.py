@@ -3,27 +3,36 @@
 import csv
 import io
 import json
+import pickle
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+import torch
 from PIL import Image
 
+from diptych.data.augment import AugmentConfig
 from diptych.data.opening import open_source
 from diptych.data.pictures import to_rgb
+from diptych.data.pipeline import OrderConfig, Pipeline
 from diptych.data.source import SourceOptions
+from diptych.data.tokenizer import Tokenizer
+from diptych.data.transforms import ImageTransformConfig
+from diptych.errors import DataError
 
 PICTURES = {
     "red.png": ((200, 0, 0), ("a red wall", "all is red")),
     "deep/green.png": ((0, 200, 0), ("a green wall, wide",)),
-    "blue.png": ((0, 0, 200), ('a "blue" wall\nof two lines', "blau", "bleu")),
+    "blue.png": ((0, 0, 200), ('a "blue" wall', "blau", "bleu")),
     "grey.png": ((90, 90, 90), ("grau 🩶",)),
     "white.png": ((250, 250, 250), ("a white wall",)),
+    "2024-05-01.png": ((10, 20, 30), ("2024-05-01",)),
+    "deep/007.png": ((0, 0, 7), ("007", "7.0")),
 }
-"""File, its one colour, and its captions."""
-
-ROWS = [(name, text) for name, (_, texts) in PICTURES.items() for text in texts]
+"""File, its one colour, and its captions. Some look like numbers or dates, and are text."""
 
 
 def png(colour, side=3):
@@ -121,7 +130,94 @@ def two_parquets(folder, pictures):
     return str(folder / "*" / "b.parquet")
 
 
-TABLES = {
+def table(name, delimiter=","):
+    """A table that stands in the folder of its pictures under a name of its own."""
+
+    def build(folder, pictures):
+        with (folder / name).open("w", newline="") as file:
+            writer = csv.writer(file, delimiter=delimiter)
+            writer.writerows([("file", "title"), *rows(pictures)])
+        return str(folder / name)
+
+    return build
+
+
+def jsonl_file(folder, pictures):
+    lines = [json.dumps({"img": name, "caption": list(t)}) for name, (_, t) in pictures.items()]
+    (folder / "rows.jsonl").write_text("\n".join(lines))
+    return str(folder / "rows.jsonl")
+
+
+def mixed_tables(folder, pictures):
+    """Half of the rows in a csv file and half in parquet."""
+    items, half = list(pictures.items()), len(pictures) // 2
+    write_pictures(folder / "one", dict(items[:half]))
+    write_pictures(folder / "two", dict(items[half:]))
+    with (folder / "one" / "a.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("image", "text"), *rows(dict(items[:half]))])
+    path_parquet(folder / "two", dict(items[half:]))
+    return str(folder / "{one/a.csv,two/p.parquet}")
+
+
+def two_folders(folder, pictures):
+    """One source after the other: a folder and a tar."""
+    items, half = list(pictures.items()), len(pictures) // 2
+    write_pictures(folder / "one", dict(items[:half]))
+    return [
+        csv_folder(folder / "one", dict(items[:half])),
+        write_tar(folder / "rest.tar", dict(items[half:])),
+    ]
+
+
+def side_files(folder, pictures):
+    for name, (_, texts) in pictures.items():
+        (folder / name).with_suffix(".txt").write_text("\n\n".join(texts), encoding="utf-8")
+    return str(folder)
+
+
+def add(tar, name, data):
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
+def write_tar(path, pictures, *, as_json=False):
+    """A WebDataset shard: a picture and its captions, in lines or as a list in json."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, (colour, texts) in pictures.items():
+            add(tar, name, png(colour))
+            words = json.dumps({"caption": texts}) if as_json else "\n".join(texts)
+            add(tar, name.replace(".png", ".json" if as_json else ".txt"), words.encode())
+    return str(path)
+
+
+def one_tar(folder, pictures):
+    return write_tar(folder / "t.tar", pictures)
+
+
+def json_tar(folder, pictures):
+    return write_tar(folder / "j.tar", pictures, as_json=True)
+
+
+def tar_folder(folder, pictures):
+    """Two shards in a folder that holds nothing else to look at."""
+    items, half = list(pictures.items()), len(pictures) // 2
+    for place, part in enumerate((items[:half], items[half:])):
+        write_tar(folder / "shards" / f"{place:05}.tar", dict(part))
+    (folder / "shards" / "00000_stats.json").write_text("{}")
+    return str(folder / "shards")
+
+
+def brace_tars(folder, pictures):
+    return tar_folder(folder, pictures) + "/{00000..00001}.tar"
+
+
+def glob_tars(folder, pictures):
+    return tar_folder(folder, pictures) + "/0*.tar"
+
+
+KINDS = {
     "captions.csv": csv_folder,
     "captions.jsonl": jsonl_folder,
     "metadata.jsonl": metadata_folder,
@@ -132,6 +228,17 @@ TABLES = {
     "categories": category_parquet,
     "several columns": columns_parquet,
     "two": two_parquets,
+    "csv": table("rows.csv"),
+    "tsv": table("rows.tsv", "\t"),
+    "jsonl": jsonl_file,
+    "csv and parquet": mixed_tables,
+    "text files": side_files,
+    "tar": one_tar,
+    "tar with json": json_tar,
+    "tars in a folder": tar_folder,
+    "tars by braces": brace_tars,
+    "tars by wild card": glob_tars,
+    "one after the other": two_folders,
 }
 OPTIONS = {"several columns": SourceOptions(text_column="en, de,fr")}
 SCENES = ["scenes:shapes", "scenes:shapes:val", "scenes:shapes:test"]
@@ -140,14 +247,14 @@ SCENES = ["scenes:shapes", "scenes:shapes:val", "scenes:shapes:test"]
 def build(kind, folder, pictures=PICTURES):
     folder.mkdir(exist_ok=True)
     write_pictures(folder, pictures)
-    return open_source(TABLES[kind](folder, pictures), OPTIONS.get(kind))
+    return open_source(KINDS[kind](folder, pictures), OPTIONS.get(kind))
 
 
-@pytest.fixture(params=[*TABLES, "pictures only", *SCENES])
+@pytest.fixture(params=[*KINDS, "pictures only", *SCENES])
 def opened(request, tmp_path):
     """The same source, opened twice."""
     kind = request.param
-    if kind in TABLES:
+    if kind in KINDS:
         return build(kind, tmp_path), build(kind, tmp_path)
     if kind in SCENES:
         return open_source(kind), open_source(kind)
@@ -184,14 +291,129 @@ def test_a_source_says_what_it_took(opened):
     assert any(word in source.notes[0] for word in ("pictures", "scenes"))
 
 
-@pytest.mark.parametrize("kind", TABLES)
-def test_every_table_gives_the_pictures_and_captions_that_were_written(kind, tmp_path):
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_gives_the_pictures_and_captions_that_were_written(kind, tmp_path):
     source = build(kind, tmp_path)
     assert source.size == len(PICTURES)
-    for index, (colour, texts) in enumerate(PICTURES.values()):
+    assert content(source) == {texts: png_pixels(colour) for colour, texts in PICTURES.values()}
+
+
+def png_pixels(colour):
+    return np.full((3, 3, 3), colour, np.uint8).tobytes()
+
+
+def content(source):
+    """Captions of each sample, and the pixels of its picture."""
+    found = {}
+    for index in range(source.size):
         sample = source.sample(index)
-        assert sample.captions == texts
-        assert to_rgb(sample.picture).getpixel((1, 1)) == colour
+        assert sample.captions == source.captions(index)
+        found[sample.captions] = to_rgb(sample.picture).tobytes()
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_source_may_be_used_in_threads_and_sent_to_other_processes(kind, tmp_path):
+    source = build(kind, tmp_path)
+    expected = content(source)
+    assert content(pickle.loads(pickle.dumps(source))) == expected
+    with ThreadPoolExecutor(4) as pool:
+        for sample in pool.map(source.sample, [*range(source.size)] * 10):
+            assert expected[sample.captions] == to_rgb(sample.picture).tobytes()
+
+
+def pipeline(source, batch=3):
+    texts = [text for _, texts in PICTURES.values() for text in texts]
+    return Pipeline(
+        source,
+        Tokenizer.learn(texts, vocabulary=300, context=12),
+        ImageTransformConfig(image_size=4),
+        OrderConfig(batch=batch),
+        augment=AugmentConfig(),
+        trims_text=False,
+    )
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
+@pytest.mark.parametrize("kind", ["struct", "text files", "tars by braces", "one after the other"])
+def test_batches_of_a_source_are_the_same_for_0_1_and_3_workers(kind, tmp_path):
+    prepared = pipeline(build(kind, tmp_path))
+    expected = list(prepared.batches(0, 5, workers=0))
+    for workers in (1, 3):
+        for one, other in zip(expected, prepared.batches(0, 5, workers=workers), strict=True):
+            assert torch.equal(one.image, other.image)
+            assert torch.equal(one.text, other.text)
+
+
+def shown(source, index):
+    sample = source.sample(index)
+    return to_rgb(sample.picture, key=sample.key)
+
+
+def names_of(source, index):
+    """What an error may call a picture: its path or its key; the row where the cell is empty."""
+    try:
+        sample = source.sample(index)
+    except DataError:
+        return [":0 of"]
+    return [f"picture {sample.key} ", f"picture {sample.picture} "]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("damage", [b"", b"no picture", png((1, 2, 3))[:50]], ids=len)
+def test_a_bad_picture_of_any_source_is_named_and_the_rest_is_used(
+    kind, damage, tmp_path, monkeypatch
+):
+    """Whatever writes red.png writes the damage."""
+    whole = png
+    monkeypatch.setitem(globals(), "png", lambda c: damage if c == (200, 0, 0) else whole(c))
+    source = build(kind, tmp_path)
+    (bad,) = (i for i in range(source.size) if "a red wall" in source.captions(i))
+    with pytest.raises(DataError) as caught:
+        shown(source, bad)
+    assert "\n" not in str(caught.value)
+    assert any(name in str(caught.value) for name in names_of(source, bad))
+    batch = pipeline(source, batch=7)[0]
+    assert [name for name, _ in batch.bad][:1] == [f"{source.name}#{bad}"]
+    assert batch.image.shape[0] == 7
+
+
+def test_a_caption_of_a_table_may_have_several_lines(tmp_path):
+    two_lines = PICTURES | {"blue.png": ((0, 0, 200), ("a blue wall\nof two lines",))}
+    for kind in ("captions.csv", "metadata.jsonl", "bytes", "tsv", "tar with json"):
+        assert ("a blue wall\nof two lines",) in content(build(kind, tmp_path / kind, two_lines))
+
+
+def test_other_columns_of_text_and_numbers_are_metadata(tmp_path):
+    """Of a table and of the json in a tar alike; lists, bytes and empty cells are none."""
+    values = {"width": 640, "score": 0.5, "safe": True, "place": "Ghent", "day": "2024-05-01"}
+    values |= {"none": None, "list": [1, 2]}
+    expected = {name: value for name, value in values.items() if name not in ("none", "list")}
+    write_pictures(tmp_path)
+    (tmp_path / "t.csv").write_text(
+        "image,caption,width,score,safe,place,day,none\nred.png,x,640,0.5,true,Ghent,2024-05-01,\n"
+    )
+    (tmp_path / "t.jsonl").write_text(json.dumps({"image": "red.png", "caption": "x"} | values))
+    with tarfile.open(tmp_path / "t.tar", "w") as tar:
+        add(tar, "a.png", png((200, 0, 0)))
+        add(tar, "a.json", json.dumps({"caption": "x"} | values).encode())
+    for name in ("t.csv", "t.jsonl", "t.tar"):
+        sample = open_source(str(tmp_path / name)).sample(0)
+        assert (sample.captions, dict(sample.metadata)) == (("x",), expected)
+        for condition in ("width > 600", "place = 'Ghent'", "day < '2025'"):
+            assert open_source(str(tmp_path / name), SourceOptions(where=condition)).size == 1
+
+
+def test_metadata_stays_with_its_row_when_rows_are_left_out(tmp_path):
+    spec = parquet(
+        tmp_path / "t.parquet",
+        image=[png((row, 0, 0)) for row in range(6)],
+        text=["x", None, "y", "z", "v", "w"],
+        row=list(range(6)),
+    )
+    source = open_source(spec, SourceOptions(where="row <> 3"))
+    found = [source.sample(index).metadata["row"] for index in range(source.size)]
+    assert found == [0, 2, 4, 5]
 
 
 def test_a_folder_of_pictures_gives_each_by_its_path_and_no_hidden_one(tmp_path):
@@ -205,14 +427,14 @@ def test_a_folder_of_pictures_gives_each_by_its_path_and_no_hidden_one(tmp_path)
     assert {source.captions(index) for index in range(5)} == {()}
 
 
-@pytest.mark.parametrize("kind", TABLES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_fingerprint_changes_with_a_caption(kind, tmp_path):
     changed = PICTURES | {"grey.png": ((90, 90, 90), ("grau 🩵",))}
     prints = {build(kind, tmp_path, pictures).fingerprint for pictures in (PICTURES, changed)}
     assert len(prints) == 2
 
 
-@pytest.mark.parametrize("kind", [*TABLES, "pictures only"])
+@pytest.mark.parametrize("kind", [*KINDS, "pictures only"])
 def test_a_fingerprint_changes_with_a_picture(kind, tmp_path):
     prints = set()
     for side in (3, 40):
@@ -221,17 +443,17 @@ def test_a_fingerprint_changes_with_a_picture(kind, tmp_path):
             (tmp_path / "blue.png").write_bytes(png((0, 0, 200), side))
             prints.add(open_source(str(tmp_path), captions_needed=False).fingerprint)
             continue
-        spec = TABLES[kind](
+        spec = KINDS[kind](
             tmp_path, PICTURES | {"blue.png": ((0, 0, side), PICTURES["blue.png"][1])}
         )
-        for name in ("blue.png", "red.png"):
-            (tmp_path / name).write_bytes(png((0, 0, 200), side))
+        for path in (*tmp_path.rglob("blue.png"), *tmp_path.rglob("red.png")):
+            path.write_bytes(png((0, 0, 200), side))
         prints.add(open_source(spec, OPTIONS.get(kind)).fingerprint)
     assert len(prints) == 2
 
 
 def test_a_fingerprint_changes_with_the_condition_and_the_part(tmp_path):
-    spec = TABLES["bytes"](tmp_path, PICTURES)
+    spec = KINDS["bytes"](tmp_path, PICTURES)
     options = [{}, {"text_column": "captions"}, {"part": (0.0, 0.7)}, {"part": (0.0, 0.99999)}]
     prints = [open_source(spec, SourceOptions(**option)).fingerprint for option in options]
     assert prints[0] == prints[1]

@@ -171,6 +171,55 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
     )
 
 
+def test_files_of_several_kinds_are_refused_each_with_its_remedy(tmp_path):
+    (tmp_path / "a").mkdir()
+    for name in ("0.csv", "1.tar", "2.tar.gz", "2.tgz", "3.png", "a/3.png"):
+        (tmp_path / name).write_bytes(b"x")
+    for pattern, words in (
+        ("{0.csv,1.tar}", "are a table and a tar. Give tables and tars with a --data of their own"),
+        ("{0.csv,a}", f"{tmp_path}/a is a folder, one of several. Give each folder with a --data"),
+        ("2.tar.gz", "2.tar.gz is a compressed tar, which cannot be read by place. Unpack it"),
+        ("2.tgz", "2.tgz is a compressed tar"),
+        ("3.png", f"3.png is a picture. Give its folder: {tmp_path}."),
+    ):
+        assert words in refusal(RequestError, tmp_path / pattern)
+
+
+@pytest.mark.parametrize("option", ["where", "image_column", "text_column"])
+def test_a_folder_without_a_table_has_no_columns(tmp_path, option):
+    (tmp_path / "a.png").write_bytes(png())
+    (tmp_path / "a.txt").write_text("a")
+    said = refusal(RequestError, tmp_path, **{option: "x"})
+    assert "has no caption file and has no columns. Leave --where, --image-column and" in said
+
+
+def test_text_that_is_no_utf_8_in_another_column_is_no_trouble(tmp_path):
+    odd = pa.array([b"caf\xe9", b"tea"]).cast(pa.binary()).view(pa.string())
+    spec = parquet(
+        tmp_path / "t.parquet", image=[png(), png()], text=["a", "b"], odd=odd, row=[0, 1]
+    )
+    source = open_source(spec, SourceOptions(where="row < 2"))
+    assert [dict(source.sample(index).metadata) for index in range(2)] == [
+        {"row": 0},
+        {"odd": "tea", "row": 1},
+    ]
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    (tmp_path / "t.csv").write_text("image,text,text\na.png,b,c\n")
+    assert refusal(DataError, tmp_path / "t.csv") == (
+        "t.csv has 2 columns 'text'. Give each a name of its own."
+    )
+
+
+def test_a_table_without_captions_says_where_they_were_looked_for(tmp_path):
+    spec = parquet(tmp_path / "t.parquet", image=[b"x"], text=[""], words=["y"])
+    said = refusal(DataError, spec)
+    assert "(1 rows, 1 without caption). Captions were looked for in 'text' of the columns" in said
+    assert said.endswith("columns image, text, words; name another with --text-column.")
+    assert open_source(spec, SourceOptions(text_column="words")).size == 1
+
+
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
@@ -231,6 +280,19 @@ def test_a_part_that_is_no_range_is_refused(tmp_path, part):
     assert "is no range within 0..1. Use 0..0.9." in refusal(RequestError, spec, part=part)
 
 
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl"])
+def test_a_folder_of_tables_or_of_deep_tars_offers_the_pattern(tmp_path, ending):
+    (tmp_path / f"rows.{ending}").write_text("image")
+    assert f"holds {ending} files and no pictures. Give the files: '{tmp_path}/*.{ending}'" in (
+        refusal(RequestError, tmp_path)
+    )
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "0.tar").write_bytes(b"")
+    assert f"holds tar files and no pictures. Give the files: '{tmp_path}/**/*.tar'" in (
+        refusal(RequestError, tmp_path)
+    )
+
+
 @pytest.mark.parametrize("captions_needed", [True, False])
 def test_a_folder_of_parquet_files_offers_the_pattern(tmp_path, captions_needed):
     (tmp_path / "deep").mkdir()
@@ -247,18 +309,15 @@ def test_a_folder_of_parquet_files_offers_the_pattern(tmp_path, captions_needed)
         (tmp_path / "deep/t.parquet").unlink(missing_ok=True)
 
 
-@pytest.mark.parametrize("name", ["captions.csv", "metadata.jsonl"])
-def test_a_caption_file_offers_its_folder(tmp_path, name):
-    (tmp_path / name).write_text("image,caption\n")
-    assert refusal(RequestError, tmp_path / name) == (
-        f"{tmp_path / name} is the caption file of a folder. Give the folder: {tmp_path}."
-    )
-
-
 def test_folders_that_cannot_be_used_say_why(tmp_path):
-    assert "has no captions: none of captions.csv" in refusal(RequestError, tmp_path)
-    with pytest.raises(DataError, match=r"holds no picture \(\.avif"):
-        open_source(str(tmp_path), captions_needed=False)
+    for captions_needed in (True, False):
+        with pytest.raises(DataError, match=r"holds no picture \(\.avif"):
+            open_source(str(tmp_path), captions_needed=captions_needed)
+    (tmp_path / "a.png").write_bytes(png())
+    said = refusal(RequestError, tmp_path)
+    assert "has no captions: none of captions.csv" in said
+    assert "no picture has a .txt file beside it, and a.png is not in one of several class" in said
+    assert said.endswith("Write captions.csv with the columns image,caption.")
     (tmp_path / "captions.csv").write_text("")
     assert "captions.csv cannot be read: Empty CSV file" in refusal(DataError, tmp_path)
     (tmp_path / "captions.csv").write_text("image,caption\na.png,b,c\n")

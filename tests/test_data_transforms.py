@@ -11,17 +11,14 @@ from PIL import Image
 from diptych.data.transforms import (
     CLIP_MEAN,
     CLIP_STD,
-    AugmentConfig,
     ImageTransformConfig,
     evaluation_transform,
     normalise,
-    training_transform,
 )
 from diptych.errors import ConfigError, DataError
 
 SIZES = [(1, 1), (1, 500), (500, 1), (37, 53), (53, 37), (32, 32), (100, 33), (640, 480), (31, 500)]
 SQUARE = ImageTransformConfig(image_size=32)
-NO_CROP = AugmentConfig(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
 
 
 def noise(width, height):
@@ -163,95 +160,6 @@ def test_a_picture_that_is_not_rgb_is_refused():
     picture = Image.new("L", (8, 8))
     with pytest.raises(DataError, match=r"mode L, not RGB. Give it to to_rgb first"):
         evaluation_transform(picture, SQUARE)
-    with pytest.raises(DataError, match=r"mode L, not RGB. Give it to to_rgb first"):
-        training_transform(picture, SQUARE, AugmentConfig(), np.random.default_rng(0))
-
-
-def crop_of(image):
-    """Share of the picture that a transform of `ramps` shows: left, top, width, height."""
-    size = len(image)
-    red, green = image[..., 0].mean(axis=0) / 255, image[..., 1].mean(axis=1) / 255
-    step_x, step_y = (red[-2] - red[1]) / (size - 3), (green[-2] - green[1]) / (size - 3)
-    return red[1] - 1.5 * step_x, green[1] - 1.5 * step_y, step_x * size, step_y * size
-
-
-@pytest.mark.parametrize("scale", [(0.9, 1.0), (0.3, 0.5)])
-def test_crops_keep_the_asked_share_of_the_area_and_the_asked_ratio(scale):
-    rng = np.random.default_rng(0)
-    augment = AugmentConfig(crop_scale=scale, crop_ratio=(0.8, 1.25))
-    crops = []
-    for _ in range(200):
-        left, top, width, height = crop_of(training_transform(ramps(), SQUARE, augment, rng))
-        assert -0.02 <= left <= left + width <= 1.02
-        assert -0.02 <= top <= top + height <= 1.02
-        assert scale[0] - 0.02 <= width * height <= scale[1] + 0.02
-        assert 0.78 <= width / height <= 1.28
-        crops.append((left, top, width * height))
-    reach = np.ptp(np.array(crops), axis=0)
-    assert reach[2] > 0.8 * (scale[1] - scale[0])
-    if scale[1] < 1:
-        assert reach[0] > 0.4
-        assert reach[1] > 0.4
-
-
-def test_the_whole_picture_is_the_plain_resize():
-    picture = noise(64, 64)
-    found = training_transform(picture, SQUARE, NO_CROP, np.random.default_rng(0))
-    np.testing.assert_array_equal(found, evaluation_transform(picture, SQUARE))
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_training_reads_pictures_of_every_size(size):
-    for seed in range(5):
-        rng = np.random.default_rng(seed)
-        image = training_transform(noise(*size), SQUARE, AugmentConfig(), rng)
-        assert image.shape == (32, 32, 3)
-
-
-@pytest.mark.parametrize("size", [(800, 100), (100, 800)])
-def test_a_strip_that_fits_no_crop_falls_back_to_its_middle(size):
-    image = training_transform(ramps(*size), SQUARE, AugmentConfig(), np.random.default_rng(0))
-    left, top, width, height = crop_of(image)
-    start, length = (left, width) if size[0] > size[1] else (top, height)
-    assert length == pytest.approx(4 / 3 / 8, abs=0.01)
-    assert start + length / 2 == pytest.approx(0.5, abs=0.01)
-
-
-def test_the_same_generator_state_gives_the_same_image():
-    augment = AugmentConfig(crop_scale=(0.4, 1.0), flip=0.5, color=0.4)
-    picture = noise(80, 60)
-    one = [training_transform(picture, SQUARE, augment, np.random.default_rng(s)) for s in range(8)]
-    two = [training_transform(picture, SQUARE, augment, np.random.default_rng(s)) for s in range(8)]
-    np.testing.assert_array_equal(one, two)
-    assert len({image.tobytes() for image in one}) == 8
-
-
-@pytest.mark.parametrize(("flip", "expected"), [(0.0, 0), (1.0, 200), (0.5, 100)])
-def test_flip_mirrors_as_often_as_asked_and_never_by_default(flip, expected):
-    rng = np.random.default_rng(0)
-    augment = NO_CROP.model_copy(update={"flip": flip})
-    plain = evaluation_transform(ramps(), SQUARE)
-    mirrored = 0
-    for _ in range(200):
-        image = training_transform(ramps(), SQUARE, augment, rng)
-        turned = image[0, 0, 0] > image[0, -1, 0]
-        np.testing.assert_array_equal(image[:, ::-1] if turned else image, plain)
-        mirrored += turned
-    assert abs(mirrored - expected) <= (25 if flip == 0.5 else 0)
-    assert AugmentConfig().flip == 0
-
-
-def test_color_changes_brightness_contrast_and_saturation_within_the_strength():
-    picture = Image.new("RGB", (32, 32), (100, 120, 140))
-    rng = np.random.default_rng(0)
-    augment = NO_CROP.model_copy(update={"color": 0.2})
-    images = [training_transform(picture, SQUARE, augment, rng)[0, 0] for _ in range(100)]
-    grey = np.array(images, float) @ [0.299, 0.587, 0.114]
-    before = np.dot([100, 120, 140], [0.299, 0.587, 0.114])
-    assert grey.min() >= 0.8 * before - 1
-    assert grey.max() <= 1.2 * before + 1
-    assert np.ptp(grey) > 0.3 * before
-    assert np.ptp([image[2] - float(image[0]) for image in images]) > 10
 
 
 def test_normalise_is_the_definition_pixel_by_pixel():
@@ -287,21 +195,6 @@ def test_normalise_is_the_same_alone_and_in_a_batch_and_in_every_type():
 def test_transform_config_says_what_is_wrong(values, message):
     with pytest.raises(ConfigError, match=message):
         ImageTransformConfig(**values)
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"crop_scale": (0.0, 1.0)}, r"no range within .0, 1.. Use .0.9, 1.0."),
-        ({"crop_scale": (0.9, 0.5)}, r"no range within .0, 1.. Use .0.9, 1.0."),
-        ({"crop_ratio": (2.0, 1.0)}, r"no range above 0. Use .0.75, 1.3333."),
-        ({"flip": 1.5}, "flip 1.5 is no probability. Use 0 or 0.5"),
-        ({"color": 1.0}, "color 1.0 is not in .0, 1.. Use 0 or 0.4"),
-    ],
-)
-def test_augment_config_says_what_is_wrong(values, message):
-    with pytest.raises(ConfigError, match=message):
-        AugmentConfig(**values)
 
 
 def test_importing_transforms_needs_nothing_outside_the_core():

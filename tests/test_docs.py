@@ -50,7 +50,7 @@ def test_the_examples_of_the_readme_run(photos, capsys):
     for long, short in SMALLER.items():
         text = text.replace(long, short)
     commands = [command for command in commands_of(text) if command]
-    assert [command[0] for command in commands] == ["train", "evaluate", "embed", "search"]
+    assert [command[0] for command in commands] == ["train", "evaluate", "index", "search", "classify"]
     for command in commands:
         assert cli.run(command) == 0, capsys.readouterr().err
     assert len(capsys.readouterr().out.strip().splitlines()[-5:]) == 5
@@ -86,7 +86,7 @@ def test_every_option_of_the_readme_exists(capsys):
 
 
 def test_every_recipe_of_the_readme_exists():
-    assert set(re.findall(r"\b(?:clip|siglip)-[a-z]+\b", README)) <= set(RECIPES)
+    assert set(re.findall(r"\b(?:clip|siglip)-[a-z0-9-]+\b", README)) <= set(RECIPES)
 
 
 def test_every_file_of_the_tree_exists():

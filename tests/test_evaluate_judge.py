@@ -6,76 +6,23 @@ import threading
 import numpy as np
 import pytest
 from PIL import Image
-from small import caption_of, picture_folder, picture_of
+from small import (
+    PICTURES,
+    Constant,
+    Listed,
+    Perfect,
+    caption_of,
+    listed,
+    number_in,
+    picture_folder,
+)
 
 from diptych.data.opening import open_source
 from diptych.data.prepared import DECODERS
-from diptych.data.source import Sample
 from diptych.errors import DataError, RequestError
-from diptych.evaluate.judge import ENDLESS_LIMIT, evaluate, judge_retrieval, result_file
-
-DIMENSIONS = 64
-
-
-def number_in(text):
-    return int(text.rpartition(" ")[2])
-
-
-class Perfect:
-    """Knows the number of each picture by its mean colour, and of each caption by its end."""
-
-    fingerprint = "perfect"
-
-    def __init__(self, pictures=()):
-        self.marks = [self.mark(np.asarray(picture)) for picture in pictures]
-
-    def mark(self, pixels):
-        return tuple(pixels[:4, :4].ravel())
-
-    def prepare(self, picture):
-        return np.asarray(picture.crop((0, 0, 32, 32)))
-
-    def encode_prepared(self, pixels):
-        rows = [self.marks.index(self.mark(picture)) for picture in pixels]
-        return np.eye(DIMENSIONS, dtype=np.float32)[rows]
-
-    def encode_text(self, texts):
-        return np.eye(DIMENSIONS, dtype=np.float32)[[number_in(text) for text in texts]]
-
-
-class Constant(Perfect):
-    """Gives everything the same vector."""
-
-    fingerprint = "constant"
-
-    def encode_prepared(self, pixels):
-        return np.eye(DIMENSIONS, dtype=np.float32)[np.zeros(len(pixels), int)]
-
-    def encode_text(self, texts):
-        return np.eye(DIMENSIONS, dtype=np.float32)[np.zeros(len(texts), int)]
-
-
-class Listed:
-    """A source of given pictures, without end if so said."""
-
-    name, notes, fingerprint = "listed", (), "listed fingerprint"
-
-    def __init__(self, samples, *, endless=False):
-        self.samples, self.size = samples, None if endless else len(samples)
-
-    def captions(self, index):
-        return self.sample(index).captions
-
-    def sample(self, index):
-        picture, captions = self.samples[index % len(self.samples)]
-        return Sample(f"#{index}", picture, captions)
-
-
-PICTURES = [picture_of(number) for number in range(24)]
-
-
-def listed(count=24, **options):
-    return Listed([(PICTURES[n], (f"this is {n}", f"also {n}")) for n in range(count)], **options)
+from diptych.evaluate.judge import ENDLESS_LIMIT, result_file
+from diptych.evaluate.retrieval import judge_retrieval
+from diptych.evaluate.tasks import evaluate
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 64])

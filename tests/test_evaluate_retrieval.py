@@ -8,7 +8,8 @@ import pytest
 
 from diptych.errors import DataError
 from diptych.evaluate.metrics import TIE, bootstrap
-from diptych.evaluate.retrieval import CUTOFFS, _plain, chance_recall, retrieval
+from diptych.evaluate.retrieval import CUTOFFS, chance_recall, retrieval
+from diptych.evaluate.text import plain
 
 
 def ranks_oracle(image, text, picture_of_text, picture_ids, text_ids):
@@ -206,7 +207,7 @@ def test_summary_shows_both_directions_aligned():
     [(100.0, "100"), (99.96, "100"), (8.3333, "8.33"), (0.0, "0"), (1.2345e-7, "0.000000123")],
 )
 def test_a_share_is_written_without_an_exponent(number, text):
-    assert _plain(number) == text
+    assert plain(number) == text
 
 
 def test_the_chance_of_few_candidates_is_100_percent():

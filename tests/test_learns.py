@@ -3,7 +3,7 @@
 import pytest
 
 from diptych.data.opening import open_source
-from diptych.evaluate.judge import judge_retrieval
+from diptych.evaluate.retrieval import judge_retrieval
 from diptych.predict.model import load
 from diptych.recipes import find_recipe
 from diptych.train.loop import train

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from small import woken
 from torch.nn import functional as F
 
 from diptych.errors import ConfigError
@@ -318,7 +319,7 @@ def test_a_frozen_tower_gets_no_gradient_and_all_else_does(tower):
 def test_a_gradient_reaches_every_unfrozen_weight_of_every_recipe(recipe):
     torch.manual_seed(0)
     config = RECIPES[recipe]().model
-    model = DualEncoder(config)
+    model = woken(DualEncoder(config))
     text = torch.randint(3, config.text.vocabulary, (4, config.text.context))
     text[:, -1] = config.text.end_token
     output = model(pictures(4, config.image.image_size), text)
@@ -364,7 +365,9 @@ def test_shapes_that_cannot_be_built_are_refused_by_text(kind, changes, words):
 
 
 def test_towers_that_cannot_meet_are_refused_by_text():
-    with pytest.raises(ConfigError, match=r"image\.width 12 must equal embed 8\. Use embed=12 or"):
+    with pytest.raises(
+        ConfigError, match=r"vector of 12 numbers must have embed 8\. Use embed=12 or"
+    ):
         encoder(image_projection=False)
 
 

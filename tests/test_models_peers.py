@@ -1,4 +1,5 @@
-"""With the same weights our encoder gives the vectors of open_clip's CLIP and transformers' SigLIP.
+"""With the same weights our encoder gives the vectors of open_clip's CLIP, in both kinds of image
+tower, and of transformers' SigLIP.
 
 The weights are drawn at random and copied by the key tables below: ours on the right.
 """
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 
 from diptych.models.dual_encoder import DualEncoder, DualEncoderConfig
 from diptych.models.image_tower import ImageTowerConfig
+from diptych.models.resnet_tower import ResNetTowerConfig
 from diptych.models.text_tower import TextTowerConfig
 
 pytestmark = pytest.mark.peers
@@ -46,6 +48,26 @@ OPEN_CLIP = {
     "ln_final": "text.final_norm",
     "text_projection": "text_projection.weight",
     "logit_scale": "log_scale",
+}
+
+OPEN_CLIP_RESNET = {
+    "visual.attnpool.positional_embedding": "image.pool.positions",
+    "visual.attnpool.q_proj": "image.pool.query",
+    "visual.attnpool.kv_proj": "image.pool.key_value",
+    "visual.attnpool.c_proj": "image_projection",
+    **{f"visual.conv{n}": f"image.stem.{n - 1}.convolution" for n in (1, 2, 3)},
+    **{f"visual.bn{n}": f"image.stem.{n - 1}.norm" for n in (1, 2, 3)},
+    **{f"visual.layer{n}": f"image.stages.{n - 1}" for n in (1, 2, 3, 4)},
+}
+OPEN_CLIP_BOTTLENECK = {
+    "conv1.": "reduce.convolution.",
+    "bn1.": "reduce.norm.",
+    "conv2.": "mix.convolution.",
+    "bn2.": "mix.norm.",
+    "conv3.": "expand.convolution.",
+    "bn3.": "expand.norm.",
+    "downsample.0.": "match.convolution.",
+    "downsample.1.": "match.norm.",
 }
 
 TRANSFORMERS_BLOCK = {
@@ -93,7 +115,7 @@ def renamed(weights, table, block):
     for name, value in weights.items():
         start = next(start for start in table if name == start or name.startswith(start))
         name = table[start] + name[len(start) :]
-        if ".blocks." in name:
+        if ".blocks." in name or ".stages." in name:
             for theirs, our in block.items():
                 name = name.replace(f".{theirs}", f".{our}")
         assert name not in ours
@@ -107,6 +129,15 @@ def from_open_clip(weights):
         ours[name] = ours[name].T
     ours["image.patches.project.weight"] = ours["image.patches.project.weight"].flatten(1)
     return ours
+
+
+def from_open_clip_resnet(weights):
+    """Keys and values in one matrix; the text side has no part in this."""
+    weights = {name: value for name, value in weights.items() if name.startswith("visual.")}
+    for end in ("weight", "bias"):
+        parts = [weights.pop(f"visual.attnpool.{part}_proj.{end}") for part in "kv"]
+        weights[f"visual.attnpool.kv_proj.{end}"] = torch.cat(parts)
+    return renamed(weights, OPEN_CLIP_RESNET, OPEN_CLIP_BOTTLENECK)
 
 
 def from_transformers(weights):
@@ -169,6 +200,48 @@ def test_our_encoder_gives_the_vectors_of_open_clip(activation):
         close(ours.encode_image(PICTURES), theirs.encode_image(PICTURES, normalize=True))
         close(ours.encode_text(TEXTS), theirs.encode_text(TEXTS, normalize=True))
         close(ours(PICTURES, TEXTS).scale, theirs.logit_scale.exp())
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_our_resnet_gives_the_vectors_and_gradients_of_open_clip(training):
+    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+
+    torch.manual_seed(0)
+    text = {"width": 32, "heads": 2, "layers": 1}
+    theirs = CLIP(
+        EMBED,
+        CLIPVisionCfg(layers=[1, 2, 1, 1], width=8, head_width=32, image_size=64),
+        CLIPTextCfg(context_length=CONTEXT, vocab_size=WORDS, **text),
+    )
+    for module in theirs.visual.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for tensor in (module.weight, module.bias, module.running_mean):
+                torch.nn.init.normal_(tensor, 0.3, 0.3)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2)
+    image = ResNetTowerConfig(image_size=64, layers=(1, 2, 1, 1), width=8, heads=8)
+    tower = TextTowerConfig(
+        **text, vocabulary=WORDS, context=CONTEXT, mlp_width=128, end_token=END, pad_token=PAD
+    )
+    ours = DualEncoder(
+        DualEncoderConfig(image=image, text=tower, embed=EMBED, image_projection_bias=True)
+    )
+    copied = from_open_clip_resnet(theirs.state_dict())
+    missing = ours.load_state_dict(copied, strict=False)
+    assert not missing.unexpected_keys
+    assert all(name.startswith(("text", "log_scale")) for name in missing.missing_keys)
+
+    ours, theirs = ours.double().train(training), theirs.double().train(training)
+    pictures = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1)).double()
+    found, expected = ours.image_projection(ours.image(pictures)), theirs.visual(pictures)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+    direction = torch.randn(4, EMBED, generator=torch.Generator().manual_seed(2)).double()
+    (found * direction).sum().backward()
+    (expected * direction).sum().backward()
+    gradients = {f"visual.{name}": weight.grad for name, weight in theirs.visual.named_parameters()}
+    for name, gradient in from_open_clip_resnet(gradients).items():
+        torch.testing.assert_close(ours.get_parameter(name).grad, gradient, rtol=1e-8, atol=1e-10)
+    for name, value in from_open_clip_resnet(theirs.state_dict()).items():
+        torch.testing.assert_close(ours.state_dict()[name], value, rtol=0, atol=1e-12)
 
 
 def test_our_encoder_gives_the_vectors_and_logits_of_transformers_siglip():

@@ -10,9 +10,9 @@ from torch import nn
 from diptych.nn import attention as attention_module
 from diptych.nn.attention import CrossAttention, SelfAttention, attend
 from diptych.nn.blocks import Block, Mlp, activate
-from diptych.nn.init import init_block, init_pool, lecun_linear
+from diptych.nn.init import init_block, init_mean_query_pool, init_pool, lecun_linear
 from diptych.nn.patches import PatchEmbed, keep_random_patches
-from diptych.nn.pool import AttentionPool, mean_of_visible
+from diptych.nn.pool import AttentionPool, MeanQueryPool, mean_of_visible
 
 BATCH, LENGTH, HEADS, HEAD_WIDTH = 2, 5, 3, 4
 WIDTH = HEADS * HEAD_WIDTH
@@ -208,6 +208,36 @@ def test_the_attention_pool_reads_with_a_probe_and_adds_an_mlp():
     close(pool(tokens[:, torch.randperm(LENGTH)]), expected[:, 0])
 
 
+def test_the_mean_of_two_tokens_gathers_what_a_hand_computes():
+    pool = MeanQueryPool(width=2, heads=1, tokens=2).double()
+    with torch.no_grad():
+        pool.positions.copy_(torch.tensor([[0, 1], [0, 2], [0, 4]]))
+        # The query has ln 2 * sqrt 2 for the first number of the mean and nothing for the second,
+        # so a key whose first number is n weighs 2^n. Keys and values are the tokens.
+        pool.query.weight.copy_(
+            torch.tensor([[math.log(2) * math.sqrt(2), 0], [0, 0]], dtype=torch.float64)
+        )
+        pool.key_value.weight.copy_(torch.tensor([[1, 0], [0, 1], [1, 0], [0, 1]]))
+        pool.query.bias.zero_()
+        pool.key_value.bias.zero_()
+    # Mean (1, 0): with positions the tokens are (1, 1), (2, 2) and (0, 4), of weight 2, 4 and 1.
+    tokens = torch.tensor([[[2.0, 0], [0, 0]]], dtype=torch.float64)
+    expected = [[(2 * 1 + 4 * 2 + 1 * 0) / 7, (2 * 1 + 4 * 2 + 1 * 4) / 7]]
+    close(pool(tokens), torch.tensor(expected, dtype=torch.float64))
+
+
+def test_the_mean_query_pool_adds_positions_and_reads_by_heads():
+    torch.manual_seed(0)
+    pool = MeanQueryPool(WIDTH, HEADS, LENGTH).double()
+    nn.init.normal_(pool.positions)
+    tokens = random(BATCH, LENGTH, WIDTH)
+    every = torch.cat([tokens.mean(1, keepdim=True), tokens], dim=1) + pool.positions
+    key, value = pool.key_value(every).split(WIDTH, dim=-1)
+    query = split_heads(pool.query(every[:, :1]))
+    mixed = attend_oracle(query, split_heads(key), split_heads(value), lambda b, q, k: True)
+    close(pool(tokens), join_heads(mixed)[:, 0])
+
+
 def spread(weight):
     return float(weight.detach().std())
 
@@ -271,6 +301,16 @@ def test_the_siglip_pool_starts_like_the_blocks():
         linear.bias.any() for linear in pool.attention.children() if isinstance(linear, nn.Linear)
     )
     check_siglip_mlp(pool.mlp)
+
+
+def test_the_mean_query_pool_starts_normal_with_zero_biases():
+    torch.manual_seed(0)
+    pool = MeanQueryPool(WIDE, 4, 200)
+    init_mean_query_pool(pool)
+    for weight in (pool.positions, pool.query.weight, pool.key_value.weight):
+        assert spread(weight) == pytest.approx(WIDE**-0.5, rel=0.03)
+    assert not pool.query.bias.any()
+    assert not pool.key_value.bias.any()
 
 
 def test_the_lecun_start_has_variance_one_over_inputs_and_is_cut_at_two_sigma():

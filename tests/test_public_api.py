@@ -37,6 +37,7 @@ def test_using_a_model_is_as_promised():
     assert parameters_of(model.encode_image)[:2] == ["self", "images"]
     assert parameters_of(model.encode_text)[:2] == ["self", "texts"]
     assert parameters_of(model.score) == ["self", "images", "texts"]
+    assert parameters_of(model.classify) == ["self", "images", "labels", "templates"]
 
 
 def test_the_losses_are_as_promised():

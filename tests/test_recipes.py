@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small import picture_folder, random_model
+from small import picture_folder, random_model, woken
 
 from diptych.batch import ImageTextBatch
 from diptych.checkpoint import load_bundle, save_bundle
@@ -24,9 +24,13 @@ def tiny(name, *settings):
     run = find_recipe(name)
     sigmoid = run.model.objective == "sigmoid"
     shrink = ("layers=1", "width=32", "heads=2", "mlp_width=64")
+    image = (*shrink, "patch_size=8")
+    if run.model.image.kind == "resnet":
+        image = (f"layers={[1] * len(run.model.image.layers)}", "width=8", "heads=2")
     return run.override(
         [
-            *(f"model.{tower}.{setting}" for tower in ("image", "text") for setting in shrink),
+            *(f"model.image.{setting}" for setting in image),
+            *(f"model.text.{setting}" for setting in shrink),
             *(f"model.embed={32 if sigmoid else 24}", "model.text.vocabulary=300"),
             *("model.text.context=12", "model.image.image_size=32"),
             *("data.transform.image_size=32", *settings),
@@ -72,7 +76,7 @@ def test_an_unknown_recipe_is_refused_with_the_nearest_name():
 def test_a_batch_has_a_finite_loss_and_its_gradient_reaches_what_is_trained(name, frozen):
     run = tiny(name, *frozen)
     torch.manual_seed(0)
-    model = DualEncoder(run.model)
+    model = woken(DualEncoder(run.model))
     loss = objective_of(run)(model, batch_of(run))
     assert loss.isfinite()
     loss.backward()

@@ -25,7 +25,7 @@ KILLS = 10
 SETTINGS = (
     *SHRINK,
     *("data.workers=1", "data.val_pairs=32", "validate_every=7", "log_every=2"),
-    *("save.every_steps=3", "model.image.keep_patches=0.5", "save.keep_last=2"),
+    *("save.every_steps=3", "model.image.keep_patches=0.5", "save.keep_last=2", "ema=0.9"),
 )
 
 

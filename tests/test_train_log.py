@@ -10,7 +10,7 @@ import pytest
 from diptych.errors import StorageError
 from diptych.train.log import Live, RunLog, Watch, live_text, read_log
 
-ROW = {"loss": 2.0, "wait_share": 0.0}
+ROW = {"loss": 2.0, "wait_share": 0.0, "pairs": 5000, "cut": 0}
 
 
 def write_log(path, steps):
@@ -56,8 +56,12 @@ def test_cutting_a_log_that_is_not_there_does_nothing(tmp_path):
     assert not (tmp_path / "log.jsonl").exists()
 
 
+def watched(chance=9.0):
+    return Watch(chance, context=32)
+
+
 def test_a_loss_at_chance_level_is_said_once_with_advice():
-    watch = Watch(chance=2.0)
+    watch = watched(chance=2.0)
     said = [watch.look(ROW, progress=0.5) for _ in range(30)]
     assert [len(lines) for lines in said] == [0] * 4 + [1] + [0] * 25
     assert "the loss sits at 2.000" in said[4][0]
@@ -66,12 +70,12 @@ def test_a_loss_at_chance_level_is_said_once_with_advice():
 
 
 def test_a_loss_at_chance_level_is_no_news_while_the_run_begins():
-    watch = Watch(chance=2.0)
+    watch = watched(chance=2.0)
     assert not [line for _ in range(30) for line in watch.look(ROW, progress=0.1)]
 
 
 def test_a_loss_that_leaves_chance_level_starts_the_count_anew():
-    watch = Watch(chance=2.0)
+    watch = watched(chance=2.0)
     for _ in range(4):
         assert not watch.look(ROW, progress=0.5)
     assert not watch.look(ROW | {"loss": 1.0}, progress=0.5)
@@ -79,7 +83,7 @@ def test_a_loss_that_leaves_chance_level_starts_the_count_anew():
 
 
 def test_waiting_for_data_is_said_once_with_advice():
-    watch = Watch(chance=9.0)
+    watch = watched()
     said = [watch.look(ROW | {"wait_share": 0.8}, progress=0.01) for _ in range(30)]
     assert [len(lines) for lines in said] == [0] * 4 + [1] + [0] * 25
     assert "80% of the time goes into waiting for data" in said[4][0]
@@ -87,8 +91,24 @@ def test_waiting_for_data_is_said_once_with_advice():
 
 
 def test_half_the_time_spent_waiting_is_not_yet_worth_a_word():
-    watch = Watch(chance=9.0)
+    watch = watched()
     assert not [line for _ in range(9) for line in watch.look(ROW | {"wait_share": 0.5}, 0.5)]
+
+
+def test_captions_that_lose_their_end_are_said_once_with_share_and_advice():
+    watch = watched()
+    rows = [ROW | {"pairs": 1000 * number, "cut": 30 * number} for number in range(1, 20)]
+    said = [watch.look(row, progress=0.01) for row in rows]
+    assert [len(lines) for lines in said] == [1] + [0] * 18
+    assert said[0][0] == (
+        "30 of 1,000 captions (3.0%) were longer than the 32 tokens the model reads and lost their "
+        "end. To keep more of them, start again in another --out with --set model.text.context=64."
+    )
+
+
+@pytest.mark.parametrize(("pairs", "cut"), [(5000, 50), (64, 64), (0, 0)])
+def test_few_captions_that_lose_their_end_are_not_yet_worth_a_word(pairs, cut):
+    assert not watched().look(ROW | {"pairs": pairs, "cut": cut}, progress=0.5)
 
 
 def test_off_a_terminal_a_line_is_printed_now_and_then(tmp_path):

@@ -3,14 +3,16 @@
 import json
 import math
 import os
+import resource
 import shutil
 import signal
 import threading
 import time
+from contextlib import contextmanager
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from small import picture_folder, small_run
 from torch.nn import functional as F
 
@@ -18,7 +20,14 @@ from diptych.checkpoint import load_bundle
 from diptych.data.opening import open_source
 from diptych.data.pipeline import OrderConfig, Pipeline
 from diptych.data.transforms import normalise
-from diptych.errors import ConfigError, DataError, RequestError, TrainingError
+from diptych.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    RequestError,
+    StorageError,
+    TrainingError,
+)
 from diptych.train import session as session_module
 from diptych.train.log import TIMES, Live, read_log
 from diptych.train.loop import train
@@ -405,6 +414,90 @@ def test_a_few_bad_pictures_are_counted_in_the_log_and_said_once_each(tmp_path, 
     assert said(quiet).count("left out ") == 2
     progress = json.loads((result.checkpoint / "trainer.json").read_text())
     assert sorted(progress["bad"]) == [f"{source}#17", f"{source}#3"]
+
+
+def test_captions_that_lost_their_end_are_told_with_advice_and_counted(tmp_path, quiet):
+    run = small_run("model.text.context=6", "steps=15", "data.val=null")
+    result = train(run, tmp_path / "run", live=quiet)
+    assert 1 < result.cut <= result.pairs == 120
+    share = f"{result.cut / result.pairs:.1%}"
+    told = [line for line in said(quiet).splitlines() if "lost their end" in line]
+    assert len(told) == 2
+    assert told[0].startswith("warning: ")
+    assert told[0].endswith("start again in another --out with --set model.text.context=12.")
+    assert told[1] == (
+        f"{result.cut} of 120 captions ({share}) were longer than the 6 tokens the model reads "
+        "and lost their end."
+    )
+    train(run, tmp_path / "run", resume=True, live=quiet)  # done already: nothing new to tell
+    assert said(quiet).count("lost their end") == 2
+
+
+def test_captions_that_fit_are_not_talked_of(tmp_path, quiet):
+    source = picture_folder(tmp_path / "pictures", 12)
+    result = train(
+        small_run(f"data.source={source}", "data.val=null"), tmp_path / "run", live=quiet
+    )
+    assert result.cut == 0
+    assert "lost their end" not in said(quiet)
+
+
+@contextmanager
+def disk_that_ends_at(size):
+    """No file may grow beyond so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("victim", ["checkpoint", "log"])
+def test_a_full_disk_stops_the_run_which_can_go_on_when_there_is_room(tmp_path, quiet, victim):
+    run = small_run("save.every_steps=2", "save.keep_last=9", "data.val=null", "steps=6")
+    train(run, tmp_path / "whole", live=quiet)
+    folder = tmp_path / "full"
+    train(run, folder, live=quiet)
+    for name in ("step-00000006", "last"):  # as if killed in step 5
+        (folder / "checkpoints" / name).rename(tmp_path / name)
+    log = (folder / "log.jsonl").read_bytes()
+    kept = len(b"".join(log.splitlines(keepends=True)[:4]))
+    sizes = {"checkpoint": 100_000, "log": kept + 30}  # the second fills up within a line
+    before = checkpoints_of(folder)
+    with disk_that_ends_at(sizes[victim]), pytest.raises(StorageError) as caught:
+        train(run, folder, resume=True, live=quiet)
+    assert "cannot be written: " in str(caught.value)
+    assert "Free some space or choose another folder" in str(caught.value)
+    assert checkpoints_of(folder) == before
+    assert not list(folder.rglob(".*"))
+    train(run, folder, resume=True, live=quiet)
+    assert_same_end(folder, tmp_path / "whole")
+
+
+def test_a_checkpoint_of_another_version_is_not_resumed(tmp_path, quiet):
+    folder = tmp_path / "run"
+    train(small_run("steps=1"), folder, live=quiet)
+    path = folder / "checkpoints/last/contract.json"
+    contract = json.loads(path.read_text())
+    path.write_text(json.dumps(contract | {"format": 99}))
+    with pytest.raises(CheckpointError, match=r"has format 99, and this Diptych .* Update diptych"):
+        train(small_run("steps=2"), folder, resume=True, live=quiet)
+
+
+def test_a_misshapen_state_of_the_optimizer_is_named_with_both_shapes(tmp_path, quiet):
+    folder = tmp_path / "run"
+    train(small_run("steps=1"), folder, live=quiet)
+    path = folder / "checkpoints/last/trainer.safetensors"
+    state = load_file(path)
+    state["text_projection.weight@exp_avg"] = torch.zeros(3, 5)
+    save_file(state, path)
+    with pytest.raises(CheckpointError) as caught:
+        train(small_run("steps=2"), folder, resume=True, live=quiet)
+    assert "has text_projection.weight@exp_avg of shape [3, 5], and the weight has [32, 32]. " in (
+        str(caught.value)
+    )
+    assert "to resume from the one before" in str(caught.value)
 
 
 PRECISIONS = ["fp32", "bf16"] if has_fast_bf16(torch.device("cpu")) else ["fp32"]

@@ -69,6 +69,8 @@ def test_what_decides_no_number_may_change(setting):
         ("model.image.width=64", "has model.image.width=32, not 64"),
         ("precision=bf16", "has precision='fp32', not 'bf16'"),
         ("data.augment.flip=0.5", "has data.augment.flip=0.0, not 0.5"),
+        ("chunk=4", "has chunk=None, not 4"),
+        ("ema=0.9", "has ema=None, not 0.9"),
         ("data.val=null", "has data.val='scenes:shapes:test', not None"),
     ],
 )

@@ -11,11 +11,14 @@ import sys
 import typer
 
 from diptych.cli.about import doctor, recipes
+from diptych.cli.classify import classify
 from diptych.cli.common import wants_json
 from diptych.cli.demo import demo
 from diptych.cli.evaluate import evaluate
+from diptych.cli.index import index
+from diptych.cli.search import search
 from diptych.cli.train import train
-from diptych.cli.use import embed, search
+from diptych.cli.use import embed
 from diptych.errors import DiptychError
 
 app = typer.Typer(
@@ -26,7 +29,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for command in (demo, train, evaluate, embed, search, recipes, doctor):
+for command in (demo, train, evaluate, embed, index, search, classify, recipes, doctor):
     app.command()(command)
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]

@@ -19,7 +19,7 @@ def recipes(as_json: Json = False, seed: Seed = 0, device: Device = "auto") -> N
         with torch.device("meta"):
             size = sum(weight.numel() for weight in DualEncoder(run.model).parameters())
         rows.append({"name": name, "parameters": size, "batch": run.batch, "about": about(name)})
-        lines.append(f"{name:<14}{size / 1e6:>6.1f} M  {about(name)}")
+        lines.append(f"{name:<18}{size / 1e6:>6.1f} M  {about(name)}")
     answer(as_json, {"recipes": rows}, "\n".join(lines))
 
 

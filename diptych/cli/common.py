@@ -12,13 +12,14 @@ Json = Annotated[
     bool, typer.Option("--json", help="Answer with one JSON object on standard output.")
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 ModelFolder = Annotated[Path, typer.Argument(help="Folder of a run, or of a checkpoint.")]
 Data = Annotated[
-    str,
+    list[str],
     typer.Option(
         "--data",
-        help="SOURCE: a folder of pictures with captions.csv, 'FILES.parquet', or scenes:shapes.",
+        help="SOURCE: a folder of pictures with captions, 'FILES.parquet', 'FILES.tar', or "
+        "scenes:shapes. Give it again for more; for training SOURCE@3 says how often each comes.",
     ),
 ]
 ImageColumn = Annotated[

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,20 +21,46 @@ from diptych.cli.common import (
 )
 from diptych.errors import RequestError, nearest
 
+if TYPE_CHECKING:
+    from diptych.data.source import Source, SourceOptions
+
+FORMATS = ("diptych", "clip_benchmark")
+
 
 def evaluate(
     model: ModelFolder,
     data: Data,
-    task: Annotated[str, typer.Option("--task", help="What to judge: retrieval.")] = "retrieval",
+    task: Annotated[
+        str, typer.Option("--task", help="What to judge: retrieval, zeroshot, probe, calibration.")
+    ] = "retrieval",
     limit: Annotated[
         int | None, typer.Option("--limit", min=2, help="Most pictures to take.")
     ] = None,
     resamples: Annotated[
         int, typer.Option("--resamples", min=100, help="Draws of the bootstrap.")
     ] = 1000,
+    templates: Annotated[
+        Path | None, typer.Option("--templates", help="zeroshot: a file, one text with {} a line.")
+    ] = None,
+    test: Annotated[
+        list[str] | None,
+        typer.Option("--test", help="probe: SOURCE to judge on; else a fifth of --data."),
+    ] = None,
+    test_where: Annotated[
+        str | None, typer.Option("--test-where", help="probe: the --where of --test.")
+    ] = None,
+    precision: Annotated[
+        float | None, typer.Option("--precision", help="calibration: wanted precision (0.9).")
+    ] = None,
+    false_per_true: Annotated[
+        int | None, typer.Option("--false-per-true", help="calibration: false pairs per true (9).")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Result file; without it, in results/ of the run.")
     ] = None,
+    shape: Annotated[
+        str, typer.Option("--format", help="Of the result file and --json: " + " or ".join(FORMATS))
+    ] = FORMATS[0],
     image_column: ImageColumn = None,
     text_column: TextColumn = None,
     where: Where = None,
@@ -46,43 +72,84 @@ def evaluate(
 
     Example: diptych evaluate runs/photos --data test-photos/
 
-    Every number comes with its 95 % interval. Each caption looks for its picture and each picture
-    for its captions, among all of the source. Ties count against the model; identical pictures,
-    and identical captions, are one.
+    Every number comes with its 95 % interval. Ties count against the model; identical pictures are
+    one.
+
+    retrieval: each caption looks for its picture and each picture for its captions.
+
+    zeroshot: each picture to the class whose name in templates is nearest; its class is its first
+    caption, so a folder of class folders, or a column named with --text-column.
+
+    probe: the same with a linear classifier, learned on the vectors of --data.
+
+    calibration: is a text true of a picture, and how probable; the result file is what
+    Model.is_true needs.
     """
-    from diptych.data.opening import open_source
+    from diptych.data.prompts import read_templates
     from diptych.data.source import SourceOptions
-    from diptych.evaluate.judge import TASKS, judge_retrieval, result_file
+    from diptych.evaluate.clip_benchmark import clip_benchmark
+    from diptych.evaluate.judge import Settings, result_file
+    from diptych.evaluate.tasks import find_task
     from diptych.files import write_text
     from diptych.predict.model import load
 
-    if task not in TASKS:
-        raise RequestError(f"there is no task {task!r}. {nearest(task, TASKS)}")
+    given: dict[str, Any] = {
+        "templates": templates and read_templates(templates),
+        "test": test,
+        "precision": precision,
+        "false_per_true": false_per_true,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    found = find_task(task, list(given))
+    _check_format(shape, task)
+    if test_where is not None and test is None:
+        raise RequestError("--test-where is given and --test is not. Give --test SOURCE too.")
     loaded = load(model, device=device)
     options = SourceOptions(image_column=image_column, text_column=text_column, where=where)
-    source = open_source(data, options)
-    for note in source.notes:
-        tell(note)
-    judged = judge_retrieval(
-        loaded, source, limit=limit, seed=seed, resamples=resamples, progress=counter("judged")
-    )
+    source = _open(data, options)
+    other = None
+    if test is not None:
+        other = _open(test, options.model_copy(update={"where": test_where}))
+    settings = Settings(limit=limit, seed=seed, resamples=resamples, **given | {"test": other})
+    if other is not None:
+        about = {"source": other.name, "fingerprint": other.fingerprint, "where": test_where}
+        given["test"] = about
+    judged = found.judge(loaded, source, settings, counter("judged"))
     for key, reason in judged.bad.items():
         tell(f"left out {key}: {reason}")
-    values = result_file(
-        judged,
-        loaded,
-        source,
-        model=str(loaded.path),
-        options={**options.model_dump(), "limit": limit},
-    )
-    path = out or _result_path(loaded.path, values)
-    write_text(path, json.dumps(values, indent=2) + "\n")
+    read = {**options.model_dump(), "limit": limit}
+    path_of_model = str(loaded.path)
+    values = result_file(judged, loaded, source, model=path_of_model, options=read, settings=given)
+    path = out or _result_path(loaded.path, values, shape)
+    shaped = clip_benchmark(values) if shape == "clip_benchmark" else values
+    write_text(path, json.dumps(shaped, indent=2) + "\n")
     tell(f"written to {path}")
-    answer(as_json, values, judged.result.summary())
+    answer(as_json, shaped, judged.result.summary())
 
 
-def _result_path(model: Path, values: dict[str, Any]) -> Path:
-    """A file for each model, source and options, in the run's folder: its checkpoints are pruned.
+def _open(data: list[str], options: "SourceOptions") -> "Source":
+    """The source, and its notes told."""
+    from diptych.data.opening import open_source
+
+    source = open_source(data, options, weights_allowed=False)
+    for note in source.notes:
+        tell(note)
+    return source
+
+
+def _check_format(shape: str, task: str) -> None:
+    """Refuse a format that there is not, or that has no place for the task."""
+    from diptych.evaluate.clip_benchmark import check_task
+
+    if shape not in FORMATS:
+        raise RequestError(f"there is no format {shape!r}. {nearest(shape, FORMATS)}")
+    if shape == "clip_benchmark":
+        check_task(task)
+
+
+def _result_path(model: Path, values: dict[str, Any], shape: str) -> Path:
+    """A file for each model, source, options and format, in the run's folder: its checkpoints are
+    pruned.
 
     A model that is no checkpoint of a run has results/ in its own folder.
     """
@@ -94,8 +161,10 @@ def _result_path(model: Path, values: dict[str, Any]) -> Path:
     asked = {
         "model": values["model"]["fingerprint"],
         "data": values["data"],
+        "settings": values["settings"],
         "seed": values["seed"],
         "resamples": values["metrics"]["resamples"],
+        "format": shape,
     }
     mark = fingerprint(json.dumps(asked, sort_keys=True))
     name = f"{values['task']}-{values['data']['fingerprint']}-{mark}.json"

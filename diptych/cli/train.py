@@ -32,6 +32,16 @@ Minutes = Annotated[float | None, typer.Option("--minutes", help="Length in minu
 Batch = Annotated[
     int | None, typer.Option("--batch", min=2, help="Pairs per step, over all processes.")
 ]
+Chunk = Annotated[
+    int | None,
+    typer.Option(
+        "--chunk", min=1, help="Pairs the towers take at a time, per process: saves memory only."
+    ),
+]
+Track = Annotated[
+    list[str] | None,
+    typer.Option("--track", help="Also show the run in tensorboard, trackio or wandb; repeatable."),
+]
 Workers = Annotated[
     int | None, typer.Option("--workers", min=0, help="Processes that prepare batches.")
 ]
@@ -51,7 +61,9 @@ def train(
     epochs: Epochs = None,
     minutes: Minutes = None,
     batch: Batch = None,
+    chunk: Chunk = None,
     workers: Workers = None,
+    track: Track = None,
     resume: Resume = False,
     image_column: ImageColumn = None,
     text_column: TextColumn = None,
@@ -77,12 +89,13 @@ def train(
             )
     columns = {"image_column": image_column, "text_column": text_column}
     sources = {
-        "source": data,
+        "source": data[0] if len(data) == 1 else data,
         "options": columns | {"where": where},
         "val": val,
         "val_options": columns | {"where": val_where},
     }
-    run = _run(recipe, sources, seed=seed, batch=batch, workers=workers)
+    options = {"seed": seed, "batch": batch, "chunk": chunk, "trackers": track or None}
+    run = _run(recipe, sources, options, workers)
     run = run.with_length(steps, epochs, minutes).override(settings or [])
     result, first = _carry_out(run, out, resume, device)
     if first:
@@ -92,17 +105,15 @@ def train(
 
 
 def _run(
-    recipe: str, sources: dict[str, Any], *, seed: int, batch: int | None, workers: int | None
+    recipe: str, sources: dict[str, Any], options: dict[str, Any], workers: int | None
 ) -> "Run":
     """The recipe's run with what the options say; its length is still the recipe's."""
     from diptych.recipes import find_recipe
 
     base = find_recipe(recipe)
     values = base.model_dump()
-    values["seed"] = seed
+    values |= {name: value for name, value in options.items() if value is not None}
     values["data"] |= sources
-    if batch is not None:
-        values["batch"] = batch
     if workers is not None:
         values["data"]["workers"] = workers
     return type(base)(**values)

@@ -1,7 +1,7 @@
 """Which column holds the picture, which the caption, and which rows a condition keeps."""
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -44,6 +44,56 @@ def find_column(columns: Sequence[str], asked: str | None, usual: Sequence[str],
     )
 
 
+def text_columns(
+    columns: Sequence[str], asked: str | None, usual: Sequence[str], *, needed: bool
+) -> list[str]:
+    """The caption columns: those the user named, divided by commas, or the first usual one.
+
+    Raises:
+        RequestError: No such column, and captions are needed or were asked for.
+    """
+    if asked is not None:
+        return [find_column(columns, part.strip(), usual, "text") for part in asked.split(",")]
+    try:
+        return [find_column(columns, None, usual, "text")]
+    except RequestError:
+        if needed:
+            raise
+        return []
+
+
+def plain_columns(table: pa.Table) -> list[str]:
+    """The columns of text, numbers or truth values."""
+    return [
+        field.name
+        for field in table.schema
+        if pa.types.is_string(field.type)
+        or pa.types.is_large_string(field.type)
+        or pa.types.is_integer(field.type)
+        or pa.types.is_floating(field.type)
+        or pa.types.is_boolean(field.type)
+    ]
+
+
+def plain_value(cell: pa.Scalar) -> Any:
+    """What is in a cell; None for text that is no UTF-8."""
+    try:
+        return cell.as_py()
+    except UnicodeDecodeError:
+        return None
+
+
+def metadata_of(values: Mapping[str, Any]) -> dict[str, str | int | float]:
+    """What of these values a sample keeps: text and numbers (a truth value is 0 or 1)."""
+    kept: dict[str, str | int | float] = {}
+    for name, value in values.items():
+        if isinstance(value, bool):
+            kept[name] = int(value)
+        elif isinstance(value, str | int | float) and value == value and value != "":
+            kept[name] = value
+    return kept
+
+
 def rows_where(table: pa.Table, condition: str) -> Int64[np.ndarray, " kept"]:
     """Numbers of the rows that an SQL condition keeps, in order.
 
@@ -53,31 +103,36 @@ def rows_where(table: pa.Table, condition: str) -> Int64[np.ndarray, " kept"]:
     Raises:
         RequestError: The condition is not SQL or names a column that is not there.
     """
-    simple = [
-        field.name
-        for field in table.schema
-        if pa.types.is_string(field.type)
-        or pa.types.is_large_string(field.type)
-        or pa.types.is_integer(field.type)
-        or pa.types.is_floating(field.type)
-        or pa.types.is_boolean(field.type)
-    ]
-    if not simple:
+    columns: dict[str, list[Any]] = {}
+    for name in plain_columns(table):
+        try:
+            columns[name] = table.column(name).to_pylist()
+        except UnicodeDecodeError:
+            columns[name] = [plain_value(cell) for cell in table.column(name)]
+    return rows_of_columns_where(columns, condition)
+
+
+def rows_of_columns_where(
+    columns: Mapping[str, list[Any]], condition: str
+) -> Int64[np.ndarray, " kept"]:
+    """The same for columns of text, numbers, truth values and None, all of one length."""
+    if not columns:
         raise RequestError(
             f"no column can be used in the condition {condition!r}: none holds text or numbers. "
             "Leave --where out."
         )
     try:
-        numbers = _select(condition, {name: table.column(name).to_pylist() for name in simple})
-    except (sqlite3.Error, sqlite3.Warning, ValueError, pa.ArrowException, KeyError) as error:
+        numbers = _select(condition, columns)
+    except (sqlite3.Error, sqlite3.Warning, ValueError, KeyError, OverflowError) as error:
         raise RequestError(
             f"the condition {condition!r} cannot be used: {str(error).rstrip('.')}. "
-            f"Columns are {', '.join(simple)}; write it as SQL, such as {simple[0]} = 'x'."
+            f"Columns are {', '.join(columns)}; write it as SQL, "
+            f"such as {next(iter(columns))} = 'x'."
         ) from None
     return np.array(numbers, dtype=np.int64)
 
 
-def _select(condition: str, columns: dict[str, list[Any]]) -> list[int]:
+def _select(condition: str, columns: Mapping[str, list[Any]]) -> list[int]:
     """Numbers of the rows for which the condition is true, as SQLite says."""
     quoted = ['"' + name.replace('"', '""') + '"' for name in columns]
     holes = ", ".join("?" * len(quoted))

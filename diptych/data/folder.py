@@ -1,24 +1,70 @@
-"""A folder of pictures, with or without a file of captions beside them.
+"""A folder of pictures: its picture files, with or without captions.
 
-The caption file is `captions.{csv,jsonl,parquet}` or `metadata.{csv,jsonl,parquet}`: one row per
-caption, a picture's path relative to the folder in one column and the caption in another.
+Where the captions are from is told by the siblings: `side_texts.py` reads a text file beside each
+picture, `class_folders.py` takes the names of the folders, and `table.py` reads the caption file,
+which is `captions.{csv,tsv,jsonl,parquet}` or `metadata.{csv,tsv,jsonl,parquet}`: a picture's path
+relative to the folder in one column and the caption in another.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from diptych.data.source import Sample
-from diptych.errors import DataError
 from diptych.files import fingerprint
 
 PICTURE_ENDINGS = frozenset(
-    (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jfif", ".avif", ".ppm")
+    (
+        *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jfif", ".avif"),
+        *(".ppm", ".heic", ".heif"),
+    )
 )
 CAPTION_FILES = tuple(
     f"{stem}.{ending}"
     for stem in ("captions", "metadata")
-    for ending in ("csv", "jsonl", "parquet")
+    for ending in ("csv", "tsv", "jsonl", "parquet")
 )
+
+
+class PictureFolder:
+    """Pictures below a folder, in the order of their paths."""
+
+    def __init__(
+        self,
+        folder: Path,
+        pictures: Iterable[tuple[Path, tuple[str, ...]]],
+        notes: tuple[str, ...],
+        *,
+        class_of: dict[Path, str] | None = None,
+    ) -> None:
+        """Name the pictures.
+
+        Args:
+            folder: What the keys are relative to.
+            pictures: Path and captions of each.
+            notes: See `Source.notes`.
+            class_of: The folder that is a picture's class, where folders are classes.
+        """
+        self.name, self.notes = str(folder), notes
+        self._folder, self._class_of = folder, class_of or {}
+        self._pictures = list(pictures)
+        self.size: int | None = len(self._pictures)
+        self.fingerprint = fingerprint(
+            *(
+                f"{path.relative_to(folder)}:{path.stat().st_size}"
+                + (f"\n{captions}" if captions else "")
+                for path, captions in self._pictures
+            )
+        )
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """Captions of a picture; an empty tuple where there are none."""
+        return self._pictures[index][1]
+
+    def sample(self, index: int) -> Sample:
+        """A picture's path, and the class of its folder as metadata."""
+        path, captions = self._pictures[index]
+        metadata = {"class": self._class_of[path]} if path in self._class_of else {}
+        return Sample(str(path.relative_to(self._folder)), path, captions, metadata)
 
 
 def caption_file(folder: Path) -> Path | None:
@@ -29,41 +75,12 @@ def caption_file(folder: Path) -> Path | None:
     return None
 
 
-def has_pictures(folder: Path) -> bool:
-    """Whether there is a picture anywhere below a folder."""
-    return any(True for _ in _pictures(folder))
-
-
-class PictureFolder:
-    """Every picture below a folder, in the order of their paths; no captions."""
-
-    def __init__(self, folder: Path) -> None:
-        self.name = str(folder)
-        self._folder = folder
-        self._paths = sorted(_pictures(folder))
-        if not self._paths:
-            raise DataError(
-                f"{folder} holds no picture ({', '.join(sorted(PICTURE_ENDINGS))}). Check the path."
-            )
-        self.size: int | None = len(self._paths)
-        self.notes: tuple[str, ...] = (f"{folder}: {self.size:,} pictures, no captions",)
-        self.fingerprint = fingerprint(
-            *(f"{path.relative_to(folder)}:{path.stat().st_size}" for path in self._paths)
-        )
-
-    def captions(self, index: int) -> tuple[str, ...]:
-        """Always empty."""
-        return ()
-
-    def sample(self, index: int) -> Sample:
-        """A picture's path."""
-        path = self._paths[index]
-        return Sample(str(path.relative_to(self._folder)), path, ())
-
-
-def _pictures(folder: Path) -> Iterator[Path]:
-    """Every picture below a folder that is not hidden, in no order."""
-    for path in folder.rglob("*"):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.suffix.lower() in PICTURE_ENDINGS and path.is_file() and not hidden:
-            yield path
+def pictures_below(folder: Path) -> list[Path]:
+    """Every picture below a folder that is not hidden, in the order of their paths."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in PICTURE_ENDINGS
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )

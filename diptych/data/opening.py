@@ -1,46 +1,85 @@
 """From what a user writes to a source.
 
-DIR                      a folder of pictures, with captions.{csv,jsonl,parquet} or
-                         metadata.{csv,jsonl,parquet} for training
-FILE or 'GLOB'           parquet files; {a,b}, *, ? and ** are understood without a shell
+DIR                      a folder of pictures with captions.{csv,tsv,jsonl,parquet} or
+                         metadata.{csv,tsv,jsonl,parquet}; with a .txt file beside each picture;
+                         with a folder for each class; or of WebDataset tars
+FILE or 'GLOB'           tables (.csv, .tsv, .jsonl, .parquet) or tars; {a,b}, {00..09}, *, ? and
+                         ** are understood without a shell
 scenes:shapes[:SPLIT]    generated scenes; SPLIT is train (default), val or test
+
+Several of these are one source, one after the other; with weights, A@3 and B@1, they are mixed
+without end, in the shares of the weights.
 """
 
 import glob
 import re
 from pathlib import Path
 
-from diptych.data.folder import CAPTION_FILES, PictureFolder, caption_file, has_pictures
+from diptych.data.class_folders import are_classes, class_folders
+from diptych.data.folder import (
+    CAPTION_FILES,
+    PICTURE_ENDINGS,
+    PictureFolder,
+    caption_file,
+    pictures_below,
+)
 from diptych.data.scenes_source import SceneSource
-from diptych.data.source import Source, SourceOptions, take_part
+from diptych.data.several import Concatenation, Mixture, weights_of
+from diptych.data.side_texts import has_side_texts, side_texts
+from diptych.data.source import Source, SourceOptions, take_parts
 from diptych.data.table import TableSource
-from diptych.errors import RequestError, nearest
+from diptych.data.tars import TarSource
+from diptych.errors import DataError, RequestError, nearest
 
 SCENES = ("shapes",)
 SPLITS = ("train", "val", "test")
+TABLES = (".parquet", ".csv", ".tsv", ".jsonl")
 
 
 def open_source(
-    spec: str, options: SourceOptions | None = None, *, captions_needed: bool = True
+    spec: str | list[str] | tuple[str, ...],
+    options: SourceOptions | None = None,
+    *,
+    captions_needed: bool = True,
+    weights_allowed: bool = True,
 ) -> Source:
-    """Open a source.
+    """Open a source, or several as one.
 
     Args:
-        spec: See the head of this file.
-        options: Columns and condition, for tables.
+        spec: See the head of this file. Each of several is opened with the same options.
+        options: Columns and condition, for tables and tars.
         captions_needed: False lets pictures without captions in (embedding needs none).
+        weights_allowed: False refuses weights, where every sample is to be taken once.
 
     Raises:
         RequestError: Nothing is there, or it is of no known kind.
         DataError: What is there cannot be used.
     """
     options = options or SourceOptions()
-    source = _open_whole(spec, options, captions_needed)
-    return source if options.part == (0.0, 1.0) else take_part(source, options.part)
+    specs, weights = weights_of([spec] if isinstance(spec, str) else spec)
+    if weights and not weights_allowed:
+        raise RequestError(
+            f"{specs[0]} has the weight {weights[0]:g}, and weights are for training: here every "
+            f"sample is taken once. Write {specs[0]}."
+        )
+    twice = [one for one in specs if specs.count(one) > 1]
+    if twice or not specs:
+        raise RequestError(
+            f"{twice[0]} is given {len(twice)} times. Give it once, with a weight if it is to "
+            "come more often, such as @2."
+            if twice
+            else "no source is given. Give one, such as scenes:shapes."
+        )
+    sources = [_open_whole(one, options, captions_needed) for one in specs]
+    if options.part != (0.0, 1.0):
+        sources = take_parts(sources, options.part)
+    if weights:
+        return Mixture(sources, weights)
+    return sources[0] if len(sources) == 1 else Concatenation(sources)
 
 
 def _open_whole(spec: str, options: SourceOptions, captions_needed: bool) -> Source:
-    """The source with all its samples."""
+    """One source with all its samples."""
     if spec.startswith("scenes:"):
         return _open_scenes(spec, options)
     if "://" in spec:
@@ -56,43 +95,80 @@ def _open_whole(spec: str, options: SourceOptions, captions_needed: bool) -> Sou
         )
     if len(paths) == 1 and paths[0].is_dir():
         return _open_folder(paths[0], options, captions_needed)
-    wrong = [path for path in paths if path.suffix.lower() != ".parquet"]
-    if wrong and wrong[0].name in CAPTION_FILES:
-        raise RequestError(
-            f"{wrong[0]} is the caption file of a folder. Give the folder: {wrong[0].parent}."
+    endings = {path.suffix.lower() for path in paths}
+    if endings <= set(TABLES):
+        return TableSource(paths, options, name=spec, captions_needed=captions_needed)
+    if endings == {".tar"}:
+        return TarSource(paths, options, name=spec, captions_needed=captions_needed)
+    raise RequestError(_no_source(paths))
+
+
+def _no_source(paths: list[Path]) -> str:
+    """What to say of files that cannot be opened together, or not at all."""
+    wrong = [path for path in paths if path.suffix.lower() not in (*TABLES, ".tar")]
+    if not wrong:
+        return (
+            f"{paths[0]} and {paths[-1]} are a table and a tar. "
+            "Give tables and tars with a --data of their own."
         )
-    if wrong:
-        raise RequestError(
-            f"{wrong[0]} is not a source that can be opened. Use a folder of pictures, "
-            ".parquet files, or scenes:shapes."
-        )
-    return TableSource(paths, options, name=spec, captions_needed=captions_needed)
+    path = wrong[0]
+    if path.is_dir():
+        return f"{path} is a folder, one of several. Give each folder with a --data of its own."
+    if path.suffix.lower() in PICTURE_ENDINGS:
+        return f"{path} is a picture. Give its folder: {path.parent}."
+    if re.search(r"\.(tar\.\w+|tgz)$", path.name.lower()):
+        return f"{path} is a compressed tar, which cannot be read by place. Unpack it to a .tar."
+    return (
+        f"{path} is not a source that can be opened. Use a folder of pictures, "
+        f"{', '.join(TABLES)} or .tar files, or scenes:shapes."
+    )
 
 
 def _open_folder(folder: Path, options: SourceOptions, captions_needed: bool) -> Source:
-    """A folder with a caption file, or, where none is needed, only pictures."""
+    """A folder of pictures with captions of some kind, if they are needed, or of tars."""
     table = caption_file(folder)
     if table is not None:
         return TableSource([table], options, name=str(folder), captions_needed=captions_needed)
-    parquet = _only_parquet(folder)
-    if parquet is not None:
-        raise RequestError(
-            f"{folder} holds parquet files and no pictures. Give the files: '{parquet}', in quotes."
-        )
-    if captions_needed:
-        raise RequestError(
-            f"{folder} has no captions: none of {', '.join(CAPTION_FILES)} is there. "
-            "Write captions.csv with the columns image,caption."
-        )
-    return PictureFolder(folder)
+    pictures = pictures_below(folder)
+    if not pictures:
+        tars = sorted(folder.glob("*.tar"))
+        if not tars:
+            raise _no_pictures(folder)
+        return TarSource(tars, options, name=str(folder), captions_needed=captions_needed)
+    _refuse_columns(str(folder), "has no caption file", options)
+    if has_side_texts(pictures):
+        return side_texts(folder, pictures, captions_needed=captions_needed)
+    if not captions_needed:
+        note = f"{folder}: {len(pictures):,} pictures, no captions"
+        return PictureFolder(folder, [(picture, ()) for picture in pictures], (note,))
+    if are_classes(folder, pictures):
+        return class_folders(folder, pictures)
+    raise RequestError(
+        f"{folder} has no captions: none of {', '.join(CAPTION_FILES)} is there, no picture has "
+        f"a .txt file beside it, and {pictures[0].relative_to(folder)} is not in one of several "
+        "class folders. Write captions.csv with the columns image,caption."
+    )
 
 
-def _only_parquet(folder: Path) -> str | None:
-    """The pattern for the parquet files of a folder without pictures; None if it is no such."""
-    first = next(folder.rglob("*.parquet"), None)
-    if first is None or has_pictures(folder):
-        return None
-    return str(folder / ("*.parquet" if any(folder.glob("*.parquet")) else "**/*.parquet"))
+def _no_pictures(folder: Path) -> DataError | RequestError:
+    """What to say of a folder without pictures: it may hold tables, or tars further down."""
+    for ending in (".tar", *TABLES):
+        if any(folder.rglob(f"*{ending}")):
+            pattern = folder / (f"*{ending}" if any(folder.glob(f"*{ending}")) else f"**/*{ending}")
+            return RequestError(
+                f"{folder} holds {ending[1:]} files and no pictures. "
+                f"Give the files: '{pattern}', in quotes."
+            )
+    endings = ", ".join(sorted(PICTURE_ENDINGS))
+    return DataError(f"{folder} holds no picture ({endings}). Check the path.")
+
+
+def _refuse_columns(name: str, why: str, options: SourceOptions) -> None:
+    """Refuse columns and conditions where there are no columns."""
+    if options.where or options.image_column or options.text_column:
+        raise RequestError(
+            f"{name} {why} and has no columns. Leave --where, --image-column and --text-column out."
+        )
 
 
 def _open_scenes(spec: str, options: SourceOptions) -> Source:
@@ -102,11 +178,7 @@ def _open_scenes(spec: str, options: SourceOptions) -> Source:
         raise RequestError(f"there are no scenes {name!r}. {nearest(name, SCENES)}")
     if split not in SPLITS or spec.count(":") > 2:
         raise RequestError(f"scenes have no split {split!r}. Use one of {', '.join(SPLITS)}.")
-    if options.where or options.image_column or options.text_column:
-        raise RequestError(
-            f"{spec} is generated and has no columns. "
-            "Leave --where, --image-column and --text-column out."
-        )
+    _refuse_columns(spec, "is generated", options)
     return SceneSource(split)  # type: ignore[arg-type]
 
 

@@ -8,10 +8,11 @@ not read.
 `transforms.py` brings the result to the size a model wants.
 """
 
+import importlib
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from io import BufferedReader, BytesIO
 from pathlib import Path
@@ -38,12 +39,18 @@ UPRIGHT = {
 }
 """What undoes each value of the EXIF tag Orientation."""
 
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+"""What a HEIC file says after `ftyp`, its bytes 4 to 7."""
+
 ORIENTATION = 0x0112
 WHITE = (255, 255, 255, 255)
 
 
 def to_rgb(
-    picture: bytes | Path | str | Image.Image | np.ndarray, *, max_pixels: int = 100_000_000
+    picture: bytes | Path | str | Image.Image | np.ndarray,
+    *,
+    max_pixels: int = 100_000_000,
+    key: str | None = None,
 ) -> Image.Image:
     """Read a picture of any kind as upright 8-bit RGB.
 
@@ -55,6 +62,7 @@ def to_rgb(
         picture: Path of a file, the bytes of one, a Pillow image, or a uint8 array of shape
             (height, width), (height, width, 3) or (height, width, 4).
         max_pixels: Largest width times height; checked before anything is decoded.
+        key: What errors call a picture that has no path, such as the key of its sample.
 
     Raises:
         DataError: There is no such file, it is no picture, it is damaged or cut, it has too
@@ -66,9 +74,10 @@ def to_rgb(
     if isinstance(picture, np.ndarray):
         return _decode(_from_array(picture), "the array", max_pixels)
     if isinstance(picture, bytes):
+        name = f"picture {key}" if key else f"the picture of {len(picture):,} bytes"
         if not picture:
-            raise DataError("the picture is empty: 0 bytes. Fetch it again or leave it out.")
-        name = f"the picture of {len(picture):,} bytes"
+            empty = f"picture {key}" if key else "the picture"
+            raise DataError(f"{empty} is empty: 0 bytes. Fetch it again or leave it out.")
         return _read(BytesIO(picture), name, max_pixels)
     if isinstance(picture, str | Path):
         return _read_file(Path(picture), max_pixels)
@@ -97,15 +106,12 @@ def _read_file(path: Path, max_pixels: int) -> Image.Image:
 
 def _read(file: BufferedReader | BytesIO, name: str, max_pixels: int) -> Image.Image:
     """The picture in an open file."""
-    with _quiet():
+    with quiet():
         try:
-            image = Image.open(file, formats=_formats())
+            image = Image.open(file, formats=formats())
         except UnidentifiedImageError:
             file.seek(0)
-            raise DataError(
-                f"{name} is no picture that can be read: it begins with {file.read(8)!r}. "
-                "Give a whole JPEG, PNG, WebP, GIF, BMP or TIFF file."
-            ) from None
+            raise DataError(_unidentified(name, file.read(12))) from None
         except Image.DecompressionBombError:
             raise DataError(_too_many_pixels(name, None, max_pixels)) from None
         except MemoryError:
@@ -122,7 +128,7 @@ def _decode(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
         raise DataError(f"{name} has no pixels. Leave it out.")
     if pixels > max_pixels:
         raise DataError(_too_many_pixels(name, pixels, max_pixels))
-    with _quiet():
+    with quiet():
         try:
             image.load()
             image = _flatten(_turn_upright(image), name)
@@ -194,6 +200,19 @@ def _from_array(array: np.ndarray) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
+def _unidentified(name: str, head: bytes) -> str:
+    """What to say of a file that no reader knows, from its first 12 bytes."""
+    if head[4:8] == b"ftyp" and head[8:] in HEIC_BRANDS and "HEIF" not in formats():
+        return (
+            f"{name} is HEIC, and pillow-heif, which reads it, is not installed. "
+            "Install it: pip install 'diptych[heif]'."
+        )
+    return (
+        f"{name} is no picture that can be read: it begins with {head[:8]!r}. "
+        "Give a whole JPEG, PNG, WebP, GIF, BMP or TIFF file."
+    )
+
+
 def _too_many_pixels(name: str, pixels: int | None, max_pixels: int) -> str:
     """What to say of a picture that is too large to decode."""
     pillow = 2 * (Image.MAX_IMAGE_PIXELS or 0)
@@ -213,9 +232,11 @@ def _damaged(name: str, error: Exception) -> str:
 
 
 @cache
-def _formats() -> tuple[str, ...]:
-    """The formats of `FORMATS` that the installed Pillow can open."""
+def formats() -> tuple[str, ...]:
+    """The formats of `FORMATS` that the installed Pillow can open, HEIC with pillow-heif."""
     Image.init()
+    with suppress(ImportError):  # an extra: diptych[heif]
+        importlib.import_module("pillow_heif").register_heif_opener()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
@@ -225,7 +246,7 @@ _quiet_saved = warnings.catch_warnings()
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence Pillow's warnings: what matters in them is checked here and raised.
 
     `warnings.catch_warnings` is not safe in threads, and pictures are decoded in many, so the

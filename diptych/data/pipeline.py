@@ -4,21 +4,17 @@ Batch `p` of a run is a pure function of (source, seed, p): which samples, which
 captions, how each picture is cropped. Workers only change when it is computed. So a run can be
 resumed at any batch, with any number of workers, and sees what it would have seen.
 
-    epoch, place = divmod(sample number, size)      every sample once per epoch,
-    sample = permutation(seed, epoch)[place]        then again in another order
-
+`order.py` says which sample comes when: every sample once per epoch, then again in another order.
 A picture that cannot be read is replaced by another sample, and listed in the batch.
 """
 
-import hashlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from itertools import count
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,20 +23,25 @@ from torch.utils.data import DataLoader, Dataset
 
 from diptych.batch import ImageTextBatch
 from diptych.config import Config
+from diptych.data.augment import AugmentConfig, training_transform
 from diptych.data.linking import linked
 from diptych.data.pictures import to_rgb
+from diptych.data.several import training_order
 from diptych.data.source import Sample, Source
 from diptych.data.tokenizer import Tokenizer, trim
-from diptych.data.transforms import (
-    AugmentConfig,
-    ImageTransformConfig,
-    evaluation_transform,
-    training_transform,
-)
+from diptych.data.transforms import ImageTransformConfig, evaluation_transform
 from diptych.errors import DataError, DiptychError, RequestError
+
+CaptionDraw = Literal["one", "joined"]
+"""`one`: any one of the captions. `joined`: the first one, and half of the time up to four of the
+others after it, divided by commas; for samples that have a name and keywords."""
 
 REPLACEMENTS = 20
 """How many samples are tried in the place of one that cannot be read."""
+
+
+MOST_JOINED = 4
+"""Most captions that follow the first where captions are joined."""
 
 
 class OrderConfig(Config):
@@ -57,6 +58,9 @@ class OrderConfig(Config):
 
     ranks: int = 1
     """Processes that share each batch; divides `batch`."""
+
+    caption: CaptionDraw = "one"
+    """What is drawn of a sample's captions."""
 
 
 class Pipeline(Dataset[ImageTextBatch]):
@@ -100,6 +104,7 @@ class Pipeline(Dataset[ImageTextBatch]):
             )
         self.source, self.tokenizer, self.transform = source, tokenizer, transform
         self.order, self.augment, self.trims_text = order, augment, trims_text
+        self._indices = training_order(source, order.seed)
 
     def __getitem__(self, position: int) -> ImageTextBatch:
         """Our rank's share of batch `position`.
@@ -113,7 +118,7 @@ class Pipeline(Dataset[ImageTextBatch]):
         texts = [
             self._caption(index, number) for index, number in zip(indices, numbers, strict=True)
         ]
-        groups = same_picture_or_text(indices, texts)
+        groups = same_picture_or_text(indices, self._marks(indices, texts))
         share = order.batch // order.ranks
         mine = range(order.rank * share, (order.rank + 1) * share)
         pictures, bad = [], []
@@ -163,11 +168,14 @@ class Pipeline(Dataset[ImageTextBatch]):
 
     def _index(self, number: int) -> int:
         """Which sample stands at this number of the order."""
-        size = self.source.size
-        if size is None:
-            return number
-        epoch, place = divmod(number, size)
-        return int(_permutation(self.order.seed, epoch, size)[place])
+        return self._indices.at(number)
+
+    def _replacement(self, number: int, tries: int) -> int:
+        """Which sample is tried in the place of one that cannot be read."""
+        random = self._random(number, 2, tries)
+        if self.source.size is not None:
+            return int(random.integers(self.source.size))
+        return self._index(number + self.order.batch + int(random.integers(100)))  # soon to come
 
     def _random(self, *numbers: int) -> np.random.Generator:
         """Randomness that belongs to these numbers of this run."""
@@ -181,7 +189,17 @@ class Pipeline(Dataset[ImageTextBatch]):
                 f"sample {index} of {self.source.name} has no caption to learn from. "
                 "Give it one or leave it out."
             )
-        return captions[int(self._random(number, 1).integers(len(captions)))]
+        random = self._random(number, 1)
+        if self.order.caption == "joined":
+            return joined(captions, random)
+        return captions[int(random.integers(len(captions)))]
+
+    def _marks(self, indices: list[int], texts: list[str]) -> list[str]:
+        """What rows must share to be no negatives of each other: the text, or the first caption
+        where others are joined to it."""
+        if self.order.caption == "one":
+            return texts
+        return [self.source.captions(index)[0] for index in indices]
 
     def _picture(
         self, index: int, number: int
@@ -195,8 +213,7 @@ class Pipeline(Dataset[ImageTextBatch]):
                 return self._pixels(sample, number), replaced, bad
             except DataError as error:
                 bad.append((f"{self.source.name}#{index}", str(error)))
-            limit = self.source.size or index + REPLACEMENTS
-            index = replaced = int(self._random(number, 2, len(bad)).integers(limit))
+            index = replaced = self._replacement(number, len(bad))
         raise DataError(
             f"{REPLACEMENTS} samples in a row cannot be read, the last because {bad[-1][1]} "
             "Check that the source is what you think it is."
@@ -204,23 +221,23 @@ class Pipeline(Dataset[ImageTextBatch]):
 
     def _pixels(self, sample: Sample, number: int) -> np.ndarray:
         """The picture as a square of RGB bytes."""
-        picture = to_rgb(sample.picture)
+        picture = to_rgb(sample.picture, key=sample.key)
         if self.augment is None:
             return evaluation_transform(picture, self.transform)
         return training_transform(picture, self.transform, self.augment, self._random(number, 3))
 
 
+def joined(captions: Sequence[str], random: np.random.Generator) -> str:
+    """The first caption; half of the time with up to `MOST_JOINED` of the others, in any order."""
+    others = random.permutation(len(captions) - 1)[: int(random.integers(MOST_JOINED + 1))] + 1
+    if random.random() < 0.5:
+        others = others[:0]
+    return ", ".join(captions[place] for place in [0, *others])
+
+
 def same_picture_or_text(indices: list[int], texts: list[str]) -> Int64[np.ndarray, " rows"]:
     """A number per row; rows share it if they are linked by the same picture or the same text."""
     return np.array(linked(zip(indices, texts, strict=True)), dtype=np.int64)
-
-
-@lru_cache(maxsize=2)
-def _permutation(seed: int, epoch: int, size: int) -> Int64[np.ndarray, " size"]:
-    """The order of one epoch."""
-    mark = hashlib.sha256(f"order {seed} {epoch}".encode()).digest()
-    generator = np.random.Generator(np.random.PCG64(int.from_bytes(mark[:16], "little")))
-    return generator.permutation(size).astype(np.int64)
 
 
 class _Endless:

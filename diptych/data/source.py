@@ -5,7 +5,8 @@ a fingerprint that changes with its content. It decodes nothing: pictures come a
 `opening.py` turns what a user writes into one of the sources of this folder.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -29,6 +30,9 @@ class Sample:
 
     captions: tuple[str, ...]
     """Never empty strings; may be an empty tuple where captions are optional."""
+
+    metadata: Mapping[str, str | int | float] = field(default_factory=dict)
+    """What else the source says of the sample, such as a table's other columns."""
 
 
 @runtime_checkable  # beartype checks it in tests
@@ -76,6 +80,9 @@ class SourceOptions(Config):
     """Divide a source that has no splits: samples whose captions hash, in [0, 1), into this
     range. (0, 0.9) and (0.9, 1) share no caption: samples with a caption in common go together."""
 
+    skip_damaged: bool = False
+    """Of a tar that is cut or damaged, use what lies before the damage; False makes it an error."""
+
 
 class ChosenSamples:
     """Some samples of another source, in a given order."""
@@ -96,32 +103,45 @@ class ChosenSamples:
         return self._source.sample(self._indices[index])
 
 
-def take_part(source: Source, part: tuple[float, float]) -> Source:
-    """The samples whose captions hash into `part`, a range within [0, 1).
+def take_parts(sources: Sequence[Source], part: tuple[float, float]) -> list[Source]:
+    """Of each source, the samples whose captions hash into `part`, a range within [0, 1).
+
+    Samples with a caption in common go together, whichever of the sources they are from.
 
     Raises:
-        RequestError: The range is empty or the source has no end.
-        DataError: No sample falls into the range.
+        RequestError: The range is empty or a source has no end.
+        DataError: No sample of a source falls into the range.
     """
     low, high = part
     if not 0 <= low < high <= 1:
         raise RequestError(f"part {low:g}..{high:g} is no range within 0..1. Use 0..0.9.")
-    if source.size is None:
-        raise RequestError(f"{source.name} has no end and no parts. Use its splits.")
-    texts = ["\n".join(source.captions(index)) or str(index) for index in range(source.size)]
-    together = linked(source.captions(index) for index in range(source.size))
+    captions: list[list[tuple[str, ...]]] = []
+    for source in sources:
+        if source.size is None:
+            raise RequestError(f"{source.name} has no end and no parts. Use its splits.")
+        captions.append([source.captions(index) for index in range(source.size)])
+    places = _places(captions)
+    parts: list[Source] = []
+    for source, of_source in zip(sources, places, strict=True):
+        indices = [index for index, place in enumerate(of_source) if low <= place < high]
+        if not indices:
+            raise DataError(
+                f"no sample of {source.name} falls into the part {low:g}..{high:g} "
+                f"({source.size} in all). Use a larger source or a wider part."
+            )
+        parts.append(ChosenSamples(source, indices, f"part {low:g}..{high:g}"))
+    return parts
+
+
+def _places(captions: list[list[tuple[str, ...]]]) -> list[list[float]]:
+    """A number in [0, 1) for each sample of each source, equal for those that go together."""
+    texts = ["\n".join(said) or str(index) for one in captions for index, said in enumerate(one)]
+    together = linked(said for one in captions for said in one)
     text_of: dict[int, str] = {}  # one for all that go together, whatever their order
     for group, text in zip(together, texts, strict=True):
         text_of[group] = min(text, text_of.get(group, text))
-    indices = [
-        index for index, group in enumerate(together) if low <= _place(text_of[group]) < high
-    ]
-    if not indices:
-        raise DataError(
-            f"no sample of {source.name} falls into the part {low:g}..{high:g} "
-            f"({source.size} in all). Use a larger source or a wider part."
-        )
-    return ChosenSamples(source, indices, f"part {low:g}..{high:g}")
+    found = iter([_place(text_of[group]) for group in together])
+    return [[next(found) for _ in one] for one in captions]
 
 
 def _place(text: str) -> float:

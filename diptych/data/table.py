@@ -1,12 +1,14 @@
-"""Samples from a table: parquet files, or the caption file of a folder.
+"""Samples from tables: parquet, csv, tsv and jsonl files, or the caption file of a folder.
 
 A picture is a cell of bytes, a path (relative to the table's folder), or Hugging Face's
 {"bytes", "path"}. A caption is a string or a list of strings, in one column or in several.
-Rows that name the same path are one picture with several captions.
+Rows that name the same path are one picture with several captions. Other columns of text or
+numbers are the sample's metadata, dates among them as text; of the first row where several are one.
 Pictures in parquet are held in memory as they are encoded, those of the rows that are used.
 """
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,16 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
 
-from diptych.data.columns import IMAGE_NAMES, TEXT_NAMES, find_column, rows_where
+from diptych.data.columns import (
+    IMAGE_NAMES,
+    TEXT_NAMES,
+    find_column,
+    metadata_of,
+    plain_columns,
+    plain_value,
+    rows_where,
+    text_columns,
+)
 from diptych.data.source import Sample, SourceOptions
 from diptych.errors import DataError, RequestError
 from diptych.files import fingerprint
@@ -31,27 +42,37 @@ class TableSource:
     ) -> None:
         self.name = name
         self._cells: list[pa.ChunkedArray] = []
+        self._others: list[dict[str, pa.ChunkedArray]] = []  # the columns of metadata
         self._rows: list[tuple[int, int, Path, str]] = []  # table, place in it, folder, key
         self._captions: list[tuple[str, ...]] = []
         self._by_path: dict[str, int] = {}
-        self._root = Path(os.path.commonpath([path.parent.resolve() for path in paths]))
+        self._root = common_folder(paths)
         image, texts, rows, without = "", list[str](), 0, 0
         for path in paths:  # one whole table in memory at a time
             table = _plain(read_table(path))
             if path == paths[0]:
                 image, texts = _columns(table.column_names, options, captions_needed)
             _check_columns(path, table, [image, *texts])
+            if path.suffix.lower() in (".csv", ".tsv"):
+                guessed = [text for text in texts if not _is_text(table.schema.field(text).type)]
+                if guessed:  # a caption may look like a number: 007
+                    table = _plain(read_table(path, as_text=guessed))
             without += self._add(path, table, image, texts, options, captions_needed)
             rows += len(table)
         self.size: int | None = len(self._rows)
         if not self._rows:
+            where = f", where {options.where}" if options.where else ""
+            remedy = "Check the columns and the condition."
+            if without:
+                looked = f"Captions were looked for in {', '.join(map(repr, texts))}"
+                columns = ", ".join(table.column_names)
+                remedy = f"{looked} of the columns {columns}; name another with --text-column."
             raise DataError(
-                f"{name} has no usable sample ({rows:,} rows, {without:,} without "
-                f"caption{f', where {options.where}' if options.where else ''}). "
-                "Check the columns and the condition."
+                f"{name} has no usable sample ({rows:,} rows, {without:,} without caption{where}). "
+                + remedy
             )
         self.fingerprint = fingerprint(
-            *(_file_mark(path) for path in paths),
+            *(file_mark(path) for path in paths),
             *(self._mark(index) for index in range(self.size)),
         )
         notes = [f"{name}: {self.size:,} pictures; picture in {image!r}"]
@@ -73,15 +94,14 @@ class TableSource:
     ) -> int:
         """Take up the rows of one table; how many were left out for want of a caption."""
         rows = np.arange(len(table))
+        others = [column for column in plain_columns(table) if column not in (image, *texts)]
         if options.where:
             rows = np.unique(rows_where(table, options.where))
-            table = table.select(list(dict.fromkeys([image, *texts])))
+            table = table.select(list(dict.fromkeys([image, *texts, *others])))
             table = table.filter(np.isin(np.arange(len(table)), rows))
         cells = table.column(image)  # in its chunks: one array holds no more than 2 GiB of bytes
         _check_pictures(path, image, cells.type)
-        folder = path.parent.resolve()
-        inside_root = folder.relative_to(self._root).as_posix()
-        start = "" if inside_root == "." else f"{inside_root}/"
+        folder, start = path.parent.resolve(), start_of_keys(path, self._root)
         words = [table.column(column).to_pylist() for column in texts]
         without = 0
         for place, row in enumerate(map(int, rows)):
@@ -99,6 +119,7 @@ class TableSource:
             self._rows.append((len(self._cells), place, folder, key))
             self._captions.append(captions)
         self._cells.append(cells)
+        self._others.append({column: table.column(column) for column in others})
         return without
 
     def _mark(self, index: int) -> str:
@@ -127,7 +148,19 @@ class TableSource:
         if not cell:
             raise DataError(f"{key} of {self.name} has no picture. Fill the cell or drop the row.")
         picture = cell if isinstance(cell, bytes) else inside(folder, cell)
-        return Sample(key, picture, self._captions[index])
+        others = {name: plain_value(column[place]) for name, column in self._others[table].items()}
+        return Sample(key, picture, self._captions[index], metadata_of(others))
+
+
+def common_folder(paths: Sequence[Path]) -> Path:
+    """The folder that holds all of the files, links resolved."""
+    return Path(os.path.commonpath([path.parent.resolve() for path in paths]))
+
+
+def start_of_keys(path: Path, root: Path) -> str:
+    """What tells the keys of a file from those of a file of its name in another folder."""
+    folder = path.parent.resolve().relative_to(root).as_posix()
+    return "" if folder == "." else f"{folder}/"
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -156,13 +189,31 @@ def inside(folder: Path, name: str) -> Path:
     return path
 
 
-def read_table(path: Path) -> pa.Table:
+def read_table(path: Path, *, as_text: Sequence[str] = ()) -> pa.Table:
     """A parquet, csv, tsv or jsonl file.
 
+    Args:
+        path: The file.
+        as_text: Columns that are text, whatever they look like; parquet has its own types.
+
     Raises:
-        DataError: The file is damaged.
+        DataError: The file is damaged, or has two columns of one name.
         RequestError: The ending is none of these.
     """
+    table = _read(path, as_text)
+    dates = [field.name for field in table.schema if pa.types.is_temporal(field.type)]
+    if dates and path.suffix.lower() != ".parquet":
+        table = _read(path, (*as_text, *dates))  # text that looks like a date stays as it is
+    twice = [name for name in table.column_names if table.column_names.count(name) > 1]
+    if twice:
+        raise DataError(
+            f"{path.name} has {len(twice)} columns {twice[0]!r}. Give each a name of its own."
+        )
+    return table
+
+
+def _read(path: Path, as_text: Sequence[str]) -> pa.Table:
+    """The table as the file has it."""
     try:
         match path.suffix.lower():
             case ".parquet":
@@ -172,9 +223,15 @@ def read_table(path: Path) -> pa.Table:
                     delimiter="\t" if path.suffix.lower() == ".tsv" else ",",
                     newlines_in_values=True,
                 )
-                return pyarrow.csv.read_csv(path, parse_options=parse)
+                convert = pyarrow.csv.ConvertOptions(
+                    column_types=dict.fromkeys(as_text, pa.string())
+                )
+                return pyarrow.csv.read_csv(path, parse_options=parse, convert_options=convert)
             case ".jsonl":
-                return pyarrow.json.read_json(path)
+                schema = pa.schema([(name, pa.string()) for name in as_text])
+                return pyarrow.json.read_json(
+                    path, parse_options=pyarrow.json.ParseOptions(explicit_schema=schema)
+                )
     except (pa.ArrowException, OSError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise DataError(
@@ -202,20 +259,9 @@ def _columns(
 ) -> tuple[str, list[str]]:
     """The column of the picture and those of the captions."""
     image = find_column(names, options.image_column, IMAGE_NAMES, "image")
-    return image, _text_columns(names, options.text_column, image, needed=captions_needed)
-
-
-def _text_columns(columns: list[str], asked: str | None, image: str, *, needed: bool) -> list[str]:
-    """The caption columns: those asked for, or the one that looks like it."""
-    if asked is not None:
-        return [find_column(columns, part.strip(), TEXT_NAMES, "text") for part in asked.split(",")]
-    others = [column for column in columns if column != image]
-    try:
-        return [find_column(others, None, TEXT_NAMES, "text")]
-    except RequestError:
-        if needed:
-            raise
-        return []
+    if options.text_column is None:
+        names = [name for name in names if name != image]
+    return image, text_columns(names, options.text_column, TEXT_NAMES, needed=captions_needed)
 
 
 def _check_columns(path: Path, table: pa.Table, wanted: list[str]) -> None:
@@ -252,15 +298,17 @@ def _path_in(cell: pa.Scalar) -> str | None:
 
 
 def _plain(table: pa.Table) -> pa.Table:
-    """The table with strings in place of numbers into a dictionary (pandas' categories)."""
+    """The table with strings in place of pandas' categories, of dates and of times."""
     for place, field in enumerate(table.schema):
-        if pa.types.is_dictionary(field.type):
-            column = table.column(place).cast(field.type.value_type)
-            table = table.set_column(place, field.name, column)
+        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        if pa.types.is_temporal(kind) and not pa.types.is_duration(kind):
+            kind = pa.string()
+        if kind != field.type:
+            table = table.set_column(place, field.name, table.column(place).cast(kind))
     return table
 
 
-def _file_mark(path: Path) -> bytes:
+def file_mark(path: Path) -> bytes:
     """Name, size, head and tail of a file: cheap, and different when a table is rewritten."""
     with path.open("rb") as file:
         head = file.read(1 << 20)

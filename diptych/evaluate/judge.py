@@ -1,29 +1,37 @@
-"""Run a model over a source and judge its retrieval; the result says what was measured on what.
+"""What every judgement shares: the model as a plain object, its pictures encoded, the result file.
 
-The mathematics is in `metrics.py` and `retrieval.py`. The model comes as a plain object with
-three methods, so anything that makes unit vectors can be judged.
+The model comes as an object with three methods, so anything that makes unit vectors can be judged.
+Each task is a file beside this one; `tasks.py` lists them and holds `evaluate`.
 """
 
 import hashlib
 import platform
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 
-from diptych.data.opening import open_source
 from diptych.data.pictures import to_rgb
 from diptych.data.prepared import prepared
 from diptych.data.source import Source
-from diptych.errors import DataError, RequestError, nearest
-from diptych.evaluate.retrieval import RetrievalResult, retrieval
+from diptych.errors import DataError, RequestError
 
 ENDLESS_LIMIT = 1000
 """Samples taken from a source without end if no limit is given."""
+
+CHUNK = 64
+"""Pictures encoded at a time."""
+
+Progress = Callable[[int, int], None]
+"""Called with pictures done and in all."""
+
+
+def no_progress(done: int, total: int) -> None:
+    """Show nothing."""
 
 
 @runtime_checkable  # beartype checks it in tests
@@ -47,144 +55,128 @@ class Encoder(Protocol):
         ...
 
 
-TASKS = ("retrieval",)
-"""What a model can be judged on."""
+@dataclass(frozen=True)
+class Settings:
+    """What is asked for beside the task, the model and the source.
 
-
-def evaluate(
-    model: Encoder,
-    data: str | Source,
-    *,
-    task: str = "retrieval",
-    limit: int | None = None,
-    seed: int = 0,
-) -> RetrievalResult:
-    """Judge a model; `result.summary()` is for people, `result.to_dict()` for machines.
-
-    Args:
-        model: What `diptych.load` gives, or anything else that makes unit vectors.
-        data: Pictures with captions: what a user writes (see `open_source`), or an open source.
-        task: "retrieval": pictures by their captions, and captions by their pictures.
-        limit: Most samples to take, from the first on; None takes all.
-        seed: Of the bootstrap.
-
-    Raises:
-        RequestError: There is no such task or source, or `limit` is below 2.
-        DataError: Fewer than two pictures can be used.
+    The first three belong to every task; `tasks.py` says which of the others a task takes.
     """
-    if task not in TASKS:
-        raise RequestError(f"there is no task {task!r}. {nearest(task, TASKS)}")
-    source = open_source(data) if isinstance(data, str) else data
-    return judge_retrieval(model, source, limit=limit, seed=seed).result
+
+    limit: int | None = None
+    """Most samples to take; None takes all. See `samples_to_take`."""
+
+    seed: int = 0
+    """Of the bootstrap and of divisions."""
+
+    resamples: int = 1000
+    """Of the bootstrap."""
+
+    templates: Sequence[str] | None = None
+    """Zero-shot: texts with {} where the label goes; None takes `data.prompts.TEMPLATES`."""
+
+    test: Source | None = None
+    """Probe: what is judged on; None keeps a fifth of the training data for it."""
+
+    precision: float | None = None
+    """Calibration: share of true pairs wanted among those called true; None takes 0.9."""
+
+    false_per_true: int | None = None
+    """Calibration: false pairs for each true one; None takes 9."""
+
+
+@runtime_checkable
+class Result(Protocol):
+    """The numbers of one task; each task has a frozen dataclass for them."""
+
+    @property
+    def task(self) -> str:
+        """Name of the task."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; shares in 0 to 1."""
+        ...
+
+    def summary(self) -> str:
+        """A few aligned lines for a terminal."""
+        ...
+
+
+@runtime_checkable
+class Judgement(Protocol):
+    """A result and what took no part in it."""
+
+    @property
+    def result(self) -> Result:
+        """The numbers."""
+        ...
+
+    @property
+    def bad(self) -> dict[str, str]:
+        """Pictures that could not be read, with the reason."""
+        ...
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A judgement, and the vectors it rests on."""
+    """The judgement of most tasks."""
 
-    result: RetrievalResult
+    result: Result
+    bad: dict[str, str]
+
+
+@dataclass(frozen=True)
+class EncodedPictures:
+    """Those pictures of a source that can be read, encoded."""
+
     image: Float[np.ndarray, "pictures embed"]
-    text: Float[np.ndarray, "texts embed"]
-    picture_of_text: Int64[np.ndarray, " texts"]
-    texts: list[str]
+
+    ids: list[str]
+    """Content hash of each picture: equal for equal pixels in the same shape."""
+
     indices: list[int]
     """Number of each picture in its source."""
 
     bad: dict[str, str]
-    """Pictures that could not be read, with the reason; they take no part."""
+    """Pictures that could not be read, with the reason."""
 
 
-def judge_retrieval(
-    encoder: Encoder,
-    source: Source,
-    *,
-    limit: int | None = None,
-    seed: int = 0,
-    resamples: int = 1000,
-    chunk: int = 64,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Judged:
-    """Find each picture by each of its captions, and each caption by its picture.
+def samples_to_take(source: Source, limit: int | None, *, at_random: bool = False) -> list[int]:
+    """Numbers of the samples to judge on.
 
     Args:
-        encoder: The model.
-        source: Pictures with captions.
-        limit: Most samples to take, from the first on; None takes all.
-        seed: Of the bootstrap.
-        resamples: Of the bootstrap.
-        chunk: Pictures encoded at a time.
-        progress: Called with pictures done and in all.
+        source: Where they come from; of one without end, `ENDLESS_LIMIT` if there is no limit.
+        limit: Most samples to take; None takes all.
+        at_random: False takes the first ones. True draws them, always the same ones, so that a few
+            samples of class folders, which come class by class, are of many classes.
 
     Raises:
-        RequestError: `limit` is below 2, or `chunk` below 1.
-        DataError: Fewer than two pictures can be used.
+        RequestError: `limit` is below 2.
     """
     if limit is not None and limit < 2:
         raise RequestError(f"{limit} sample cannot be told apart from others. Use 2 or more.")
     size = source.size or limit or ENDLESS_LIMIT
-    size = min(size, limit or size)
-    pictures = _encode(encoder, source, size, chunk, progress)
-    indices = pictures.indices
-    if len(indices) < 2:
-        raise DataError(
-            f"{source.name} has {len(indices)} picture that can be read, of {size}. "
-            "Retrieval needs at least 2."
-        )
-    texts, picture_of_text = _captions(source, indices)
-    image, text = np.concatenate(pictures.blocks), encoder.encode_text(texts)
-    result = retrieval(
-        image,
-        text,
-        picture_of_text,
-        picture_ids=pictures.ids,
-        text_ids=texts,
-        seed=seed,
-        resamples=resamples,
-    )
-    return Judged(result, image, text, picture_of_text, texts, indices, pictures.bad)
+    count = min(size, limit or size)
+    if at_random and source.size:
+        drawn = np.random.default_rng(0).choice(source.size, count, replace=False)
+        return [int(index) for index in np.sort(drawn)]
+    return list(range(count))
 
 
-def result_file(
-    judged: Judged, encoder: Encoder, source: Source, *, model: str, options: dict[str, Any]
-) -> dict[str, Any]:
-    """The result with all that is needed to know what it is a result of."""
-    return {
-        "task": "retrieval",
-        "model": {"path": model, "fingerprint": encoder.fingerprint},
-        "data": {"source": source.name, "fingerprint": source.fingerprint, **options},
-        "seed": judged.result.seed,
-        "metrics": judged.result.to_dict(),
-        "bad": judged.bad,
-        "made_by": {
-            "diptych": version("diptych"),
-            "torch": version("torch"),
-            "python": platform.python_version(),
-        },
-    }
-
-
-@dataclass
-class _Pictures:
-    """The pictures of a source, encoded."""
-
-    blocks: list[np.ndarray] = field(default_factory=list)
-    """Vectors, a block for each chunk."""
-
-    ids: list[str] = field(default_factory=list)
-    """Content hash of each picture: equal for equal pixels in the same shape."""
-
-    indices: list[int] = field(default_factory=list)
-    bad: dict[str, str] = field(default_factory=dict)
-
-
-def _encode(
+def encode_pictures(
     encoder: Encoder,
     source: Source,
-    size: int,
-    chunk: int,
-    progress: Callable[[int, int], None],
-) -> _Pictures:
-    """Encode the first `size` pictures of a source."""
+    indices: Sequence[int],
+    *,
+    chunk: int = CHUNK,
+    progress: Progress = no_progress,
+) -> EncodedPictures:
+    """Encode some pictures of a source.
+
+    Raises:
+        RequestError: `chunk` is below 1.
+        DataError: Fewer than two can be read.
+    """
 
     def ready(index: int) -> tuple[str, np.ndarray]:
         """Content hash of a picture, and what the model sees of it."""
@@ -192,8 +184,10 @@ def _encode(
         mark = hashlib.sha256(f"{picture.size}".encode() + picture.tobytes())
         return mark.hexdigest(), encoder.prepare(picture)
 
-    found = _Pictures()
-    for part in prepared(range(size), ready, chunk):
+    blocks: list[np.ndarray] = []
+    found = EncodedPictures(np.zeros((0, 0), np.float32), [], [], {})
+    done = 0
+    for part in prepared(indices, ready, chunk):
         pixels: list[np.ndarray] = []
         for index, outcome in part:
             if isinstance(outcome, DataError):
@@ -202,18 +196,49 @@ def _encode(
                 found.ids.append(outcome[0])
                 found.indices.append(index)
                 pixels.append(outcome[1])
-            progress(index + 1, size)
+            done += 1
+            progress(done, len(indices))
         if pixels:
-            found.blocks.append(encoder.encode_prepared(np.stack(pixels)))
-    return found
+            blocks.append(encoder.encode_prepared(np.stack(pixels)))
+    if len(found.indices) < 2:
+        raise DataError(
+            f"{source.name} has {len(found.indices)} picture that can be read, of {len(indices)}. "
+            "A judgement needs at least 2."
+        )
+    return EncodedPictures(np.concatenate(blocks), found.ids, found.indices, found.bad)
 
 
-def _captions(source: Source, indices: list[int]) -> tuple[list[str], Int64[np.ndarray, " texts"]]:
-    """Every caption of these samples, and the row of its picture."""
-    texts: list[str] = []
-    rows: list[int] = []
-    for row, index in enumerate(indices):
-        for caption in source.captions(index):
-            texts.append(caption)
-            rows.append(row)
-    return texts, np.array(rows, dtype=np.int64)
+def result_file(
+    judged: Judgement,
+    encoder: Encoder,
+    source: Source,
+    *,
+    model: str,
+    options: dict[str, Any],
+    settings: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The result with all that is needed to know what it is a result of.
+
+    Args:
+        judged: What a task gave.
+        encoder: The model that was judged.
+        source: What it was judged on.
+        model: Where the model is.
+        options: How the source was read.
+        settings: What was asked for beside, such as the test source of a probe.
+    """
+    metrics = judged.result.to_dict()
+    return {
+        "task": judged.result.task,
+        "model": {"path": model, "fingerprint": encoder.fingerprint},
+        "data": {"source": source.name, "fingerprint": source.fingerprint, **options},
+        "settings": settings or {},
+        "seed": metrics["seed"],
+        "metrics": metrics,
+        "bad": judged.bad,
+        "made_by": {
+            "diptych": version("diptych"),
+            "torch": version("torch"),
+            "python": platform.python_version(),
+        },
+    }

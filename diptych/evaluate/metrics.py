@@ -72,8 +72,8 @@ def retrieval_ranks(
     """
     if chunk < 1:
         raise RequestError(f"chunk is {chunk}. Use 1 or more, such as 1024.")
-    _check_finite("query", query)
-    _check_finite("candidate", candidates)
+    check_finite("query", query)
+    check_finite("candidate", candidates)
     pairs = _positive_pairs(positives, len(query), len(candidates))  # (2, pairs)
     tie = TIE * _lengths(candidates).max(initial=0.0) * _lengths(query)
     threshold = _best_positive(query, candidates, pairs, chunk) - tie
@@ -157,9 +157,41 @@ def bootstrap(
             f"value {bad[0]} is {values[bad[0]]}. Leave out queries that could not be judged."
         )
     of_all, of_drawn = (_means if statistic == "mean" else _medians)(values, clusters)
-    drawn = [of_drawn(counts) for counts in _cluster_draws(clusters, resamples, seed)]
+    count = len(np.unique(clusters))
+    return resampled(of_all, of_drawn, count, len(values), resamples=resamples, seed=seed)
+
+
+Drawn = Callable[[Int64[np.ndarray, "draws clusters"]], Float64[np.ndarray, " draws"]]
+"""How often each cluster was drawn -> the statistic of each draw."""
+
+
+def resampled(
+    of_all: float,
+    of_drawn: Drawn,
+    clusters: int,
+    width: int,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Interval:
+    """The interval of `bootstrap` for any statistic of how often each cluster was drawn.
+
+    Args:
+        of_all: The statistic of the sample as it is.
+        of_drawn: The statistic of each draw; the columns are the clusters.
+        clusters: How many there are.
+        width: Numbers that `of_drawn` holds for one draw; bounds the draws made at a time.
+        resamples: How many times to draw.
+        seed: The same seed gives the same interval.
+    """
+    drawn = [of_drawn(counts) for counts in _cluster_draws(clusters, width, resamples, seed)]
+    return _between(of_all, np.concatenate(drawn))
+
+
+def _between(of_all: float, drawn: Float64[np.ndarray, " draws"]) -> Interval:
+    """The percentile interval of what was noted in each draw."""
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(np.concatenate(drawn), [tail, 1 - tail])
+    low, high = np.quantile(drawn, [tail, 1 - tail])
     # the mean of equal numbers may differ from them in the last digit: keep the value inside
     return Interval(of_all, min(float(low), of_all), max(float(high), of_all))
 
@@ -188,12 +220,52 @@ def recall_interval(
     if 0 < value < 1:
         hits = (ranks <= k).astype(np.float64)
         return bootstrap(hits, clusters, "mean", resamples=resamples, seed=seed)
-    far = ((1 - CONFIDENCE) / 2) ** (1 / len(np.unique(clusters)))
+    return all_or_none(value, len(np.unique(clusters)))
+
+
+def mean_of_classes(
+    right: Int64[np.ndarray, " classes"],
+    pictures: Int64[np.ndarray, " classes"],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Interval:
+    """Mean recall of the classes, each class with the same weight, with a stratified interval.
+
+        for each of `resamples` times:
+            for each class: draw as many of its pictures as it has, with replacement
+            note the mean over the classes of the share that is right
+        low, high = the 2.5th and 97.5th percentile of what was noted
+
+    Classes keep their numbers of pictures, so rare ones are in every draw. Drawing n pictures of
+    which a share p is right is the binomial distribution of n and p, and is drawn so. A class with
+    one picture cannot vary: with many of those the interval is too narrow. Where all pictures are
+    right, or none, the far end is the exact one of `recall_interval`.
+
+    Args:
+        right: Pictures of each class that were recognised.
+        pictures: Pictures of each class; classes without any take no part.
+        resamples: How many times to draw.
+        seed: The same seed gives the same interval.
+
+    Raises:
+        DataError: No class has a picture.
+    """
+    right, pictures = right[pictures > 0], pictures[pictures > 0]
+    _check_some(pictures)
+    recall = right / pictures
+    value = float(recall.mean())
+    if value in (0, 1):
+        return all_or_none(value, int(pictures.sum()))
+    random = np.random.default_rng(seed)
+    drawn = random.binomial(pictures, recall, size=(resamples, len(pictures)))
+    return _between(value, (drawn / pictures).mean(axis=1))
+
+
+def all_or_none(value: float, trials: int) -> Interval:
+    """The exact interval where every trial succeeded (1) or none did (0); without any, 0 to 1."""
+    far = ((1 - CONFIDENCE) / 2) ** (1 / trials) if trials else 0.0
     return Interval(value, far, 1.0) if value == 1 else Interval(value, 0.0, 1 - far)
-
-
-Drawn = Callable[[Int64[np.ndarray, "draws clusters"]], Float64[np.ndarray, " draws"]]
-"""How often each cluster was drawn -> the statistic of each draw."""
 
 
 def _means(
@@ -225,17 +297,17 @@ def _medians(
 
 
 def _cluster_draws(
-    clusters: Int64[np.ndarray, " queries"], resamples: int, seed: int
+    clusters: int, width: int, resamples: int, seed: int
 ) -> Iterator[Int64[np.ndarray, "draws clusters"]]:
     """How often each cluster is drawn, a bounded block of draws at a time."""
     random = np.random.default_rng(seed)
-    count = len(np.unique(clusters))
-    block = max(1, BOOTSTRAP_CELLS // len(clusters))
+    block = max(1, BOOTSTRAP_CELLS // max(width, clusters))
     for first in range(0, resamples, block):
         draws = min(block, resamples - first)
-        picks = random.integers(count, size=(draws, count))
-        picks += np.arange(draws)[:, None] * count
-        yield np.bincount(picks.ravel(), minlength=draws * count).reshape(draws, count)
+        picks = random.integers(clusters, size=(draws, clusters))
+        picks += np.arange(draws)[:, None] * clusters
+        counts = np.bincount(picks.ravel(), minlength=draws * clusters)
+        yield counts.reshape(draws, clusters)
 
 
 def _positive_pairs(
@@ -286,7 +358,7 @@ def _lengths(vectors: Float[np.ndarray, "rows embed"]) -> Float64[np.ndarray, " 
     return np.sqrt(np.einsum("re,re->r", vectors, vectors, dtype=np.float64))
 
 
-def _check_finite(role: str, vectors: Float[np.ndarray, "rows embed"]) -> None:
+def check_finite(role: str, vectors: Float[np.ndarray, "rows embed"]) -> None:
     """Refuse NaN and infinity: they compare as false and would look like perfect ranks."""
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(bad):

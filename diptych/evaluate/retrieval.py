@@ -1,6 +1,7 @@
 """Retrieval in both directions: find the picture of a caption, and a caption of a picture.
 
-The protocol, over embeddings that someone else computed:
+`judge_retrieval` runs a model over a source; `retrieval` is the protocol, over embeddings that
+someone else computed:
 
 * Identical pictures are one picture and identical captions one caption; a hit on any copy counts.
 * Candidates are the distinct pictures and the distinct captions. Every caption of the data set
@@ -11,13 +12,23 @@ The protocol, over embeddings that someone else computed:
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int64
 
+from diptych.data.source import Source
 from diptych.errors import DataError
+from diptych.evaluate.judge import (
+    CHUNK,
+    Encoder,
+    Progress,
+    encode_pictures,
+    no_progress,
+    samples_to_take,
+)
 from diptych.evaluate.metrics import Interval, bootstrap, recall_interval, retrieval_ranks
+from diptych.evaluate.text import cell, line, plain
 
 CUTOFFS = (1, 5, 10)
 """The k of the recalls that are reported."""
@@ -53,6 +64,8 @@ class Direction:
 @dataclass(frozen=True)
 class RetrievalResult:
     """Recall and median rank in both directions, with intervals, counts and chance levels."""
+
+    task: ClassVar[str] = "retrieval"
 
     text_to_image: Direction
     image_to_text: Direction
@@ -91,16 +104,88 @@ class RetrievalResult:
         lines = [
             f"{self.pictures:,} pictures, {self.texts:,} distinct captions, "
             f"{self.captions:,} caption queries; 95 % intervals in brackets",
-            _line("", [*head, "median rank"]),
+            line("", [*head, "median rank"]),
         ]
         for name, direction in (
             ("caption -> picture", self.text_to_image),
             ("picture -> caption", self.image_to_text),
         ):
-            cells = [_cell(interval, 100) for interval in direction.recall.values()]
-            lines.append(_line(name, [*cells, _cell(direction.median_rank, 1)]))
-            lines.append(_line("  by chance", [_plain(100 * c) for c in direction.chance.values()]))
+            cells = [cell(interval) for interval in direction.recall.values()]
+            lines.append(line(name, [*cells, cell(direction.median_rank, 1)]))
+            lines.append(line("  by chance", [plain(100 * c) for c in direction.chance.values()]))
         return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class RetrievalJudged:
+    """A judgement, and the vectors it rests on."""
+
+    result: RetrievalResult
+    image: Float[np.ndarray, "pictures embed"]
+    text: Float[np.ndarray, "texts embed"]
+    picture_of_text: Int64[np.ndarray, " texts"]
+    texts: list[str]
+    indices: list[int]
+    """Number of each picture in its source."""
+
+    bad: dict[str, str]
+    """Pictures that could not be read, with the reason; they take no part."""
+
+
+def judge_retrieval(
+    encoder: Encoder,
+    source: Source,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    resamples: int = 1000,
+    chunk: int = CHUNK,
+    progress: Progress = no_progress,
+) -> RetrievalJudged:
+    """Find each picture by each of its captions, and each caption by its picture.
+
+    Args:
+        encoder: The model.
+        source: Pictures with captions.
+        limit: Most samples to take, from the first on; None takes all.
+        seed: Of the bootstrap.
+        resamples: Of the bootstrap.
+        chunk: Pictures encoded at a time.
+        progress: Called with pictures done and in all.
+
+    Raises:
+        RequestError: `limit` is below 2, or `chunk` below 1.
+        DataError: Fewer than two pictures can be used.
+    """
+    taken = samples_to_take(source, limit)
+    pictures = encode_pictures(encoder, source, taken, chunk=chunk, progress=progress)
+    texts, picture_of_text = captions_of(source, pictures.indices)
+    text = encoder.encode_text(texts)
+    result = retrieval(
+        pictures.image,
+        text,
+        picture_of_text,
+        picture_ids=pictures.ids,
+        text_ids=texts,
+        seed=seed,
+        resamples=resamples,
+    )
+    return RetrievalJudged(
+        result, pictures.image, text, picture_of_text, texts, pictures.indices, pictures.bad
+    )
+
+
+def captions_of(
+    source: Source, indices: Sequence[int]
+) -> tuple[list[str], Int64[np.ndarray, " texts"]]:
+    """Every caption of these samples, and the row of its picture."""
+    texts: list[str] = []
+    rows: list[int] = []
+    for row, index in enumerate(indices):
+        for caption in source.captions(index):
+            texts.append(caption)
+            rows.append(row)
+    return texts, np.array(rows, dtype=np.int64)
 
 
 def retrieval(
@@ -129,13 +214,13 @@ def retrieval(
         DataError: Vectors are not finite, or the arguments do not fit together.
     """
     _check_fit(len(image), picture_of_text, len(text))
-    picture_rows, picture_of_row = _merge("picture", picture_ids, len(image))
-    text_rows, text_of_row = _merge("text", text_ids, len(text))
+    picture_rows, picture_of_row = merge("picture", picture_ids, len(image))
+    text_rows, text_of_row = merge("text", text_ids, len(text))
     image, text = image[picture_rows], text[text_rows]
     picture_of_caption = picture_of_row[picture_of_text]
     pairs = np.unique(np.stack([picture_of_caption, text_of_row]), axis=1)  # (2, distinct pairs)
 
-    pictures_of = _group(pairs[1], pairs[0], len(text))
+    pictures_of = group(pairs[1], pairs[0], len(text))
     ranks = retrieval_ranks(text, image, pictures_of)
     sizes = np.array([len(some) for some in pictures_of])
     # copies of a caption share a rank, and each of them is a query
@@ -144,7 +229,7 @@ def retrieval(
     )
 
     asked = np.unique(picture_of_caption)
-    all_texts = _group(pairs[0], pairs[1], len(image))
+    all_texts = group(pairs[0], pairs[1], len(image))
     texts_of = [all_texts[picture] for picture in asked]
     ranks = retrieval_ranks(image[asked], text, texts_of)
     sizes = np.array([len(some) for some in texts_of])
@@ -197,7 +282,7 @@ def chance_recall(positives: Int64[np.ndarray, " queries"], candidates: int, k: 
     return float(np.mean(1 - np.prod(wrong / (candidates - looked), axis=1)))
 
 
-def _merge(
+def merge(
     kind: str, ids: Sequence[str] | None, rows: int
 ) -> tuple[Int64[np.ndarray, " distinct"], Int64[np.ndarray, " rows"]]:
     """The first row of each distinct id, and for each row the place of its id among those."""
@@ -213,7 +298,7 @@ def _merge(
     return np.unique(place, return_index=True)[1], place
 
 
-def _group(
+def group(
     keys: Int64[np.ndarray, " pairs"], values: Int64[np.ndarray, " pairs"], count: int
 ) -> list[Int64[np.ndarray, " _"]]:
     """For each key from 0 to count - 1, its values."""
@@ -233,19 +318,3 @@ def _check_fit(pictures: int, picture_of_text: Int64[np.ndarray, " texts"], text
             f"text {wrong[0]} belongs to picture {picture_of_text[wrong[0]]}, but there are "
             f"{pictures:,}. Use numbers from 0 to {pictures - 1}."
         )
-
-
-def _cell(interval: Interval, times: int) -> str:
-    """A number and its interval, such as "41.2 [38.0, 44.3]"."""
-    value, low, high = (times * number for number in (interval.value, interval.low, interval.high))
-    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
-
-
-def _plain(number: float) -> str:
-    """Three significant digits without an exponent, such as 100, 8.33 or 0.00001."""
-    return np.format_float_positional(number, precision=3, unique=False, fractional=False, trim="-")
-
-
-def _line(name: str, cells: Sequence[str]) -> str:
-    """One row of the terminal table."""
-    return (f"{name:<20}" + "".join(f"{cell:<22}" for cell in cells)).rstrip()

@@ -5,11 +5,11 @@ unit vectors, and owns the learned temperature and bias. The objective itself is
 """
 
 import math
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float, Int64
-from pydantic import model_validator
+from pydantic import Discriminator, Tag, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,6 +17,7 @@ from diptych.batch import ContrastiveOutput
 from diptych.config import Config
 from diptych.errors import ConfigError
 from diptych.models.image_tower import ImageTower, ImageTowerConfig
+from diptych.models.resnet_tower import ResNetTower, ResNetTowerConfig
 from diptych.models.text_tower import TextTower, TextTowerConfig
 from diptych.nn.init import Scheme, lecun_linear, normal_linear
 
@@ -24,11 +25,23 @@ LARGEST_SCALE = 100.0
 """CLIP (arXiv:2103.00020) clips the scale here so that training stays stable."""
 
 
+def image_kind(values: Any) -> str:
+    """Which image tower a config describes; one without `kind` was written when there was one."""
+    kind = values.get("kind", "vit") if isinstance(values, dict) else getattr(values, "kind", "vit")
+    return str(kind)
+
+
+AnyImageTowerConfig = Annotated[
+    Annotated[ImageTowerConfig, Tag("vit")] | Annotated[ResNetTowerConfig, Tag("resnet")],
+    Discriminator(image_kind),
+]
+
+
 class DualEncoderConfig(Config):
     """An image tower and a text tower that share a space."""
 
-    image: ImageTowerConfig
-    """The tower for pictures."""
+    image: AnyImageTowerConfig
+    """The tower for pictures: a vision transformer, or with kind "resnet" a residual network."""
 
     text: TextTowerConfig
     """The tower for texts."""
@@ -48,7 +61,12 @@ class DualEncoderConfig(Config):
     """Published start of the weights: CLIP's or SigLIP's."""
 
     image_projection: bool = True
-    """Project the image vector (CLIP). SigLIP has none: then `image.width` is `embed`."""
+    """Project the image vector (CLIP). SigLIP has none: then the tower's vector has `embed`
+    numbers."""
+
+    image_projection_bias: bool = False
+    """Bias of the image projection. CLIP's ResNets have one: there the projection is the last step
+    of the attention pool. Its vision transformers have none."""
 
     text_projection_bias: bool = False
     """Bias of the text projection (SigLIP has one)."""
@@ -56,10 +74,16 @@ class DualEncoderConfig(Config):
     @model_validator(mode="after")
     def check(self) -> "DualEncoderConfig":
         """Refuse towers that cannot meet."""
-        if not self.image_projection and self.image.width != self.embed:
+        width = self.image.vector_width
+        if not self.image_projection and width != self.embed:
             raise ConfigError(
-                f"without image_projection image.width {self.image.width} must equal embed "
-                f"{self.embed}. Use embed={self.image.width} or image_projection=true."
+                f"without image_projection the image vector of {width} numbers must have embed "
+                f"{self.embed}. Use embed={width} or image_projection=true."
+            )
+        if self.image_projection_bias and not self.image_projection:
+            raise ConfigError(
+                "image_projection_bias is true and there is no image_projection. "
+                "Use image_projection_bias=false or image_projection=true."
             )
         return self
 
@@ -70,10 +94,14 @@ class DualEncoder(nn.Module):
     def __init__(self, config: DualEncoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.image = ImageTower(config.image, config.initialisation)
+        self.image = (
+            ResNetTower(config.image)
+            if isinstance(config.image, ResNetTowerConfig)
+            else ImageTower(config.image, config.initialisation)
+        )
         self.text = TextTower(config.text, config.initialisation)
         self.image_projection = (
-            nn.Linear(config.image.width, config.embed, bias=False)
+            nn.Linear(config.image.vector_width, config.embed, bias=config.image_projection_bias)
             if config.image_projection
             else nn.Identity()
         )

@@ -1,8 +1,8 @@
 """The vision transformer that turns a picture into one vector.
 
 Paper: Dosovitskiy et al., ViT, arXiv:2010.11929; CLIP's variant adds a norm before the blocks
-and a bias-free patch projection (arXiv:2103.00020). `text_tower.py` is its sibling; the
-projection into the shared space is in `dual_encoder.py`.
+and a bias-free patch projection (arXiv:2103.00020). `resnet_tower.py` and `text_tower.py`
+are its siblings; the projection into the shared space is in `dual_encoder.py`.
 """
 
 from typing import Literal
@@ -23,6 +23,9 @@ from diptych.nn.pool import AttentionPool
 class ImageTowerConfig(Config):
     """Shape of the vision transformer. Image towers grow in width, depth and resolution together
     (CLIP, arXiv:2103.00020, section 2.5)."""
+
+    kind: Literal["vit"] = "vit"
+    """Tells the image towers apart in a config file."""
 
     image_size: int = Field(default=224, ge=1)
     """Side of the square input, in pixels."""
@@ -67,17 +70,15 @@ class ImageTowerConfig(Config):
     frozen: bool = False
     """Hold the weights fixed. With pretrained weights this is LiT (arXiv:2111.07991)."""
 
+    @property
+    def vector_width(self) -> int:
+        """Numbers of the vector."""
+        return self.width
+
     @model_validator(mode="after")
     def check(self) -> "ImageTowerConfig":
         """Refuse shapes that cannot be built."""
-        if self.image_size % self.patch_size:
-            below = self.image_size - self.image_size % self.patch_size
-            above = below + self.patch_size
-            sizes = f"{below} or {above}" if below else f"{above}"
-            raise ConfigError(
-                f"image_size {self.image_size} is not a multiple of patch_size "
-                f"{self.patch_size}. Use image_size {sizes}."
-            )
+        check_multiple("image_size", self.image_size, "patch_size", self.patch_size)
         check_heads(self.width, self.heads)
         if not 0 < self.keep_patches <= 1:
             raise ConfigError(
@@ -88,6 +89,14 @@ class ImageTowerConfig(Config):
                 'pool "class" needs class_token, which is false. Use pool="mean" or "attention".'
             )
         return self
+
+
+def check_multiple(name: str, value: int, of: str, unit: int) -> None:
+    """Refuse a value that is no multiple of `unit`, which `of` names."""
+    if value % unit:
+        below = value - value % unit
+        values = f"{below} or {below + unit}" if below else f"{unit}"
+        raise ConfigError(f"{name} {value} is not a multiple of {of} {unit}. Use {name} {values}.")
 
 
 def check_heads(width: int, heads: int) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 
 from diptych.nn.attention import CrossAttention, SelfAttention
 from diptych.nn.blocks import Block, Mlp
-from diptych.nn.pool import AttentionPool
+from diptych.nn.pool import AttentionPool, MeanQueryPool
 
 Scheme = Literal["clip", "siglip"]
 
@@ -39,6 +39,14 @@ def init_pool(pool: AttentionPool) -> None:
     nn.init.xavier_uniform_(pool.probe[0])
     init_attention_xavier(pool.attention)
     init_mlp_xavier(pool.mlp)
+
+
+def init_mean_query_pool(pool: MeanQueryPool) -> None:
+    """Start the pool of CLIP's ResNets: everything normal, with the spread width^-0.5."""
+    spread = pool.query.in_features**-0.5
+    nn.init.normal_(pool.positions, std=spread)
+    normal_linear(pool.query, spread)
+    normal_linear(pool.key_value, spread)
 
 
 def init_attention_xavier(attention: SelfAttention | CrossAttention) -> None:

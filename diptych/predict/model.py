@@ -14,8 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from diptych.checkpoint import Bundle, find_model, load_bundle
+from diptych.data.calibration import Calibration, read_calibration
 from diptych.data.pictures import to_rgb
 from diptych.data.prepared import parts, prepared
+from diptych.data.prompts import class_vectors
 from diptych.data.tokenizer import trim
 from diptych.data.transforms import evaluation_transform, normalise
 from diptych.errors import DataError, RequestError
@@ -76,13 +78,85 @@ class Model:
         self, images: Iterable[Picture], texts: Iterable[str]
     ) -> Float[np.ndarray, "images texts"]:
         """Probabilities, as the model was trained: softmax over `texts`, or a sigmoid per pair."""
-        with torch.inference_mode():
-            scale = self._net.log_scale.exp().item()
-            cosine = self.encode_image(images) @ self.encode_text(texts).T
-            logits = torch.from_numpy(scale * cosine)
-            if self._net.bias is None:
-                return logits.softmax(dim=1).numpy()
-            return (logits + self._net.bias.cpu()).sigmoid().numpy()
+        return self.probabilities(self.encode_image(images), self.encode_text(texts))
+
+    def classify(
+        self,
+        images: Iterable[Picture],
+        labels: Sequence[str],
+        templates: Sequence[str] | None = None,
+    ) -> list[list[tuple[str, float]]]:
+        """Which label each picture goes with best, without any training on the labels.
+
+        Args:
+            images: Files, encoded bytes, PIL pictures or uint8 arrays.
+            labels: Different from each other, at least one.
+            templates: Texts with {} where the label goes; the mean over them stands for the label.
+                None takes `diptych.data.prompts.TEMPLATES`.
+
+        Returns:
+            For each picture every label with its probability, best first: softmax over the labels,
+            or for sigmoid models each label on its own. A softmax over one label is always 1.
+
+        Raises:
+            RequestError: `images` is one picture instead of a list, there is no label, one is
+                blank or given twice, or a template has no place for the label.
+            DataError: A picture cannot be read.
+        """
+        text = class_vectors(self.encode_text, labels, templates)
+        return best_first(self.probabilities(self.encode_image(images), text), labels)
+
+    def is_true(
+        self,
+        images: Iterable[Picture],
+        texts: Iterable[str],
+        calibration: str | Path | Calibration,
+    ) -> Float[np.ndarray, "images texts"]:
+        """How probable it is that a text is true of a picture, each pair on its own.
+
+        Args:
+            images: Files, encoded bytes, PIL pictures or uint8 arrays.
+            texts: Each is asked of every picture.
+            calibration: The result file of `diptych evaluate --task calibration`, or the
+                `calibration` of its result. It says at which share of true pairs it was fitted.
+
+        Returns:
+            Calibrated probabilities in 0 to 1; rows are pictures, columns texts.
+
+        Raises:
+            RequestError: The calibration cannot be read or belongs to another model, or `images`
+                or `texts` is one item instead of a list.
+            DataError: A picture cannot be read.
+        """
+        if not isinstance(calibration, Calibration):
+            calibration = read_calibration(Path(calibration))
+        if calibration.model_fingerprint != self.fingerprint:
+            raise RequestError(
+                f"the calibration belongs to the model {calibration.model_fingerprint}, and this "
+                f"is {self.fingerprint}. Write one for this model: diptych evaluate "
+                f"{self.path} --task calibration --data SOURCE --out FILE."
+            )
+        cosine = self.encode_image(images) @ self.encode_text(texts).T
+        return calibration.probability(cosine)
+
+    @property
+    def scale(self) -> float:
+        """Multiplier of the cosine (the inverse temperature)."""
+        return self._net.log_scale.exp().item()
+
+    @property
+    def bias(self) -> float | None:
+        """Added to the scaled cosine; None for softmax models."""
+        return None if self._net.bias is None else self._net.bias.item()
+
+    def probabilities(
+        self, image: Float[np.ndarray, "images embed"], text: Float[np.ndarray, "texts embed"]
+    ) -> Float[np.ndarray, "images texts"]:
+        """`score` for vectors that are there already."""
+        logits = torch.from_numpy(self.scale * (image @ text.T))
+        if self.bias is None:
+            return logits.softmax(dim=1).numpy()
+        return (logits + self.bias).sigmoid().numpy()
 
     def prepare(self, picture: Picture) -> UInt8[np.ndarray, "size size 3"]:
         """What the model will see of a picture.
@@ -130,7 +204,7 @@ def load(path: str | Path, *, device: str = "auto") -> Model:
 
     Args:
         path: The folder.
-        device: "cpu", "cuda", or "auto" for a GPU if there is one.
+        device: "cpu", "cuda", "mps" (Apple), or "auto" for a GPU if there is one.
 
     Raises:
         CheckpointError: There is no model, or it was changed since it was saved.
@@ -140,17 +214,36 @@ def load(path: str | Path, *, device: str = "auto") -> Model:
 
 
 def choose_device(name: str) -> str:
-    """The device to use.
+    """The device to use: the one named, or the best one there is.
 
     Raises:
-        RequestError: It is none of auto, cpu and cuda, or is not there.
+        RequestError: It is none of auto, cpu, cuda and mps, or is not there.
     """
-    if name not in ("auto", "cpu", "cuda"):
-        raise RequestError(f"there is no device {name!r}. Use auto, cpu or cuda.")
-    there = torch.cuda.is_available()
-    if name == "cuda" and not there:
-        raise RequestError("torch sees no CUDA device on this machine. Use --device cpu.")
-    return "cuda" if there and name != "cpu" else "cpu"
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        return next(device for device, is_there in there.items() if is_there)
+    if name not in there:
+        raise RequestError(f"there is no device {name!r}. Use auto, cpu, cuda or mps.")
+    if not there[name]:
+        raise RequestError(
+            f"torch sees no {name.upper()} device on this machine. Use --device cpu."
+        )
+    return name
+
+
+def best_first(
+    probability: Float[np.ndarray, "images labels"], labels: Sequence[str]
+) -> list[list[tuple[str, float]]]:
+    """For each picture every label with its probability; of equal ones the earlier label first."""
+    orders = np.argsort(-probability, axis=1, kind="stable")
+    return [
+        [(labels[place].strip(), float(row[place])) for place in order]
+        for row, order in zip(probability, orders, strict=True)
+    ]
 
 
 def _check_list(items: object, what: str, where: str) -> None:

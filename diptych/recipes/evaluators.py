@@ -12,7 +12,7 @@ from diptych.data.pictures import to_rgb
 from diptych.data.source import Source
 from diptych.data.tokenizer import Tokenizer
 from diptych.errors import DataError, RequestError
-from diptych.evaluate.judge import judge_retrieval
+from diptych.evaluate.retrieval import judge_retrieval
 from diptych.models.dual_encoder import DualEncoder
 from diptych.predict.model import Model
 from diptych.train.loop import Evaluator

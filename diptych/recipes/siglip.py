@@ -10,7 +10,8 @@ Paper: Zhai et al., arXiv:2303.15343.
 
 import math
 
-from diptych.data.transforms import AugmentConfig, ImageTransformConfig
+from diptych.data.augment import AugmentConfig
+from diptych.data.transforms import ImageTransformConfig
 from diptych.models.dual_encoder import DualEncoderConfig
 from diptych.models.image_tower import ImageTowerConfig
 from diptych.models.text_tower import TextTowerConfig

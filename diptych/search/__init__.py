@@ -1,1 +1,1 @@
-"""Finding pictures by their vectors."""
+"""Finding pictures by their vectors: in a folder of them, or in a library on disk."""

@@ -1,30 +1,14 @@
-"""Exact search: every stored vector is compared with the query."""
+"""Exact search in a folder of vectors: every one is compared with the query.
 
-from dataclasses import dataclass
+`library.py` searches a library, which can be added to, filtered and is indexed.
+"""
 
 import numpy as np
 from jaxtyping import Float
 
 from diptych.data.vectors import Vectors
 from diptych.errors import RequestError
-
-
-@dataclass(frozen=True)
-class Hit:
-    """One picture found."""
-
-    key: str
-    """Name of the sample in its source."""
-
-    path: str | None
-    """Its file; None for pictures inside a table, or generated ones."""
-
-    score: float
-    """Cosine with the query, in [-1, 1]."""
-
-    captions: list[str]
-    row: int
-    """Place in the folder of vectors."""
+from diptych.search.hit import Hit
 
 
 def search(vectors: Vectors, query: Float[np.ndarray, " dimensions"], count: int = 10) -> list[Hit]:

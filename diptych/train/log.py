@@ -17,6 +17,10 @@ TIMES = ("time_s", "pairs_per_s", "wait_share")
 """Fields of log.jsonl that depend on the clock."""
 
 
+CUT_SHARE, CUT_PAIRS = 0.01, 100
+"""Captions that lost their end are worth a warning above this share of this many pairs or more."""
+
+
 class RunLog:
     """log.jsonl of one run."""
 
@@ -103,9 +107,14 @@ def live_text(row: dict[str, Any], progress: float, left_s: float) -> str:
 class Watch:
     """Looks at the log rows as they come, and says what a person should know, once each."""
 
-    def __init__(self, chance: float) -> None:
-        """`chance` is the loss of a model that cannot tell pairs apart."""
-        self.chance = chance
+    def __init__(self, chance: float, context: int) -> None:
+        """What to compare with.
+
+        Args:
+            chance: Loss of a model that cannot tell pairs apart.
+            context: Tokens that the text tower reads.
+        """
+        self.chance, self.context = chance, context
         self._at_chance = 0
         self._waiting = 0
         self._said: set[str] = set()
@@ -130,4 +139,19 @@ class Watch:
                 f"{row['wait_share']:.0%} of the time goes into waiting for data. "
                 "Try more workers (--set data.workers=4) or smaller pictures in the source."
             )
+        many = row["pairs"] >= CUT_PAIRS and row["cut"] > CUT_SHARE * row["pairs"]
+        if many and "cut" not in self._said:
+            self._said.add("cut")
+            warnings.append(
+                f"{cut_text(row['cut'], row['pairs'], self.context)}. To keep more of them, start "
+                f"again in another --out with --set model.text.context={2 * self.context}."
+            )
         return warnings
+
+
+def cut_text(cut: int, pairs: int, context: int) -> str:
+    """How many captions lost their end."""
+    return (
+        f"{cut:,} of {pairs:,} captions ({cut / pairs:.1%}) were longer than the {context} tokens "
+        "the model reads and lost their end"
+    )

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,7 +24,7 @@ from diptych.comm import Comm
 from diptych.data.tokenizer import Tokenizer
 from diptych.errors import DataError, TrainingError
 from diptych.models.dual_encoder import DualEncoder
-from diptych.train.log import Live, live_text
+from diptych.train.log import Live, cut_text, live_text
 from diptych.train.optimizer import learning_rate
 from diptych.train.run import Run
 from diptych.train.session import Session, set_up
@@ -35,6 +36,9 @@ MOST_BAD = 0.2
 TWICE_S = 1.0
 """Signals within so many seconds count as one: `timeout` sends SIGTERM to a process and then to its
 group."""
+
+BadSamples = tuple[tuple[str, str], ...]
+"""(key, reason) of each."""
 
 Evaluator = Callable[[DualEncoder, Tokenizer], Mapping[str, float]]
 """Judges the model as it is; its numbers go into the log beside the validation loss."""
@@ -55,6 +59,9 @@ class TrainResult:
 
     bad: int
     """Samples that could not be read."""
+
+    cut: int
+    """Captions seen that were longer than the context and lost their end, counted each time."""
 
     new_steps: int
     """Steps of this call; 0 if the run was done already."""
@@ -95,7 +102,7 @@ def train(
     if session.done >= 1:
         session.live.say(f"already done: {before:,} steps. Give a greater length to go on.")
     session.model.train()
-    with _stop_at_signals(session):
+    with _followed(session), _stop_at_signals(session):
         for batch, waited_s in _timed(_batches(session)):
             _step(session, batch, waited_s)
             complete, improved = session.done >= 1, False
@@ -107,11 +114,19 @@ def train(
                 _save(session)
             if last:
                 break
+    return _result(session, before, validation_loss)
+
+
+def _result(session: Session, before: int, validation_loss: float | None) -> TrainResult:
+    """How the run ended, which began this time after `before` steps."""
     progress = session.progress
-    checkpoint = last_checkpoint(folder)
+    if progress.cut and progress.step > before:
+        session.live.say(f"{cut_text(progress.cut, progress.pairs, session.tokenizer.context)}.")
+    checkpoint = last_checkpoint(session.folder)
     if checkpoint is None:
         raise TrainingError(
-            f"{folder} has no checkpoint though the run ended. Check that nobody removed it."
+            f"{session.folder} has no checkpoint though the run ended. "
+            "Check that nobody removed it."
         )
     return TrainResult(
         checkpoint=checkpoint,
@@ -120,6 +135,7 @@ def train(
         elapsed_s=progress.elapsed_s,
         validation_loss=validation_loss,
         bad=len(progress.bad),
+        cut=progress.cut,
         new_steps=progress.step - before,
         finished=session.done >= 1,
     )
@@ -153,15 +169,16 @@ def _step(session: Session, batch: ImageTextBatch, waited_s: float) -> None:
         group["lr"] = rate
     torch.manual_seed(_step_seed(run.seed, progress.step, session.comm.rank))
     session.optimizer.zero_grad(set_to_none=True)
-    loss = session.objective(session.trained, batch)
-    loss.backward()
+    loss = session.objective.backward(session.trained, batch)
     norm = nn.utils.clip_grad_norm_(model.parameters(), run.optimizer.clip_norm)
     session.optimizer.step()
     model.limit_scale()
+    if session.average is not None:
+        session.average.follow(progress.step)
     progress.step += 1
     progress.pairs += run.batch
     progress.window_steps += 1
-    session.window_loss += loss.detach()
+    session.window_loss += loss
     session.waited_s += waited_s
     _count_troubles(session, batch)
     if progress.step % run.log_every == 0:
@@ -177,7 +194,7 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
 def _count_troubles(session: Session, batch: ImageTextBatch) -> None:
     """Take up captions cut and samples that could not be read; stop when they are too many."""
     progress = session.progress
-    for cut, bad in session.comm.collect((batch.cut, batch.bad)):
+    for cut, bad in _troubles(session, batch):
         progress.cut += cut
         progress.bad_pairs += len(bad)
         for key, reason in bad:
@@ -190,6 +207,17 @@ def _count_troubles(session: Session, batch: ImageTextBatch) -> None:
             f"(more than {MOST_BAD:.0%}); the first: {next(iter(progress.bad.values()))} "
             "Mend or leave out these pictures."
         )
+
+
+def _troubles(session: Session, batch: ImageTextBatch) -> list[tuple[int, BadSamples]]:
+    """Captions cut and samples that could not be read, of every rank. Reasons are sent round only
+    when there are any: most steps have none."""
+    if session.comm.size > 1:
+        mine = torch.tensor([batch.cut, len(batch.bad)], device=session.objective.device)
+        counts = session.comm.gather_numbers(mine).view(-1, 2).tolist()
+        if not any(bad for _, bad in counts):
+            return [(cut, ()) for cut, _ in counts]
+    return session.comm.collect((batch.cut, batch.bad))
 
 
 def _log(session: Session, rate: float, norm: float) -> None:
@@ -212,13 +240,19 @@ def _log(session: Session, rate: float, norm: float) -> None:
     }
     done = session.done
     if session.comm.first:
-        session.log.add(row)
+        _record(session, row)
         left_s = session.elapsed_s * (1 - done) / max(done, 1e-9)
         session.live.show(live_text(row, done, left_s), last=done >= 1)
         for warning in session.watch.look(row, done):
             session.live.say(f"warning: {warning}")
     session.window_loss.zero_()
     progress.window_steps, session.waited_s, session.logged = 0, 0.0, now
+
+
+def _record(session: Session, row: dict[str, Any]) -> None:
+    """Put a line into the log and show it to the trackers."""
+    session.log.add(row)
+    session.trackers.log(row)
 
 
 def _window_mean(session: Session) -> float:
@@ -264,18 +298,18 @@ def _validate(session: Session, evaluators: Mapping[str, Evaluator]) -> tuple[fl
         size = session.val.source.size or session.run.data.val_pairs
         count = max(1, min(size, session.run.data.val_pairs) // session.val.order.batch)
         batches = _noting(session.val.batches(0, count, workers=0), bad)
-        numbers["loss"] = session.comm.agree(session.objective.judge(session.model, batches))
+        numbers["loss"] = session.comm.agree(session.objective.judge(session.kept, batches))
     left_out = _left_out_of_validation(session, bad)
-    session.model.eval()
+    session.kept.eval()
     if session.comm.first:
         for evaluator in evaluators.values():
-            numbers.update(evaluator(session.model, session.tokenizer))
+            numbers.update(evaluator(session.kept, session.tokenizer))
     session.model.train()
     session.comm.wait()
     progress = session.progress
     if numbers and session.comm.first:
         row = {"kind": "validation", "step": progress.step, **numbers, "bad": left_out}
-        session.log.add(row | {"time_s": round(session.elapsed_s, 3)})
+        _record(session, row | {"time_s": round(session.elapsed_s, 3)})
         said = ", ".join(f"{name} {value:.3f}" for name, value in numbers.items())
         session.live.say(f"step {progress.step:,} · validation {said}")
     loss = numbers.get("loss")
@@ -322,6 +356,7 @@ def _save(session: Session) -> None:
         save_checkpoint(
             session.folder,
             progress,
+            session.kept,
             session.model,
             session.optimizer,
             session.tokenizer,
@@ -329,6 +364,19 @@ def _save(session: Session) -> None:
             session.run.save.keep_last,
         )
     session.comm.wait()
+
+
+@contextmanager
+def _followed(session: Session) -> Iterator[None]:
+    """Let the trackers follow the steps, if there are any to do."""
+    if session.done >= 1:
+        yield
+        return
+    session.trackers.start(session.run.model_dump(mode="json"), session.progress.step)
+    try:
+        yield
+    finally:
+        session.trackers.finish()
 
 
 @contextmanager

@@ -4,22 +4,28 @@ A recipe is a function that returns a `Run` (`diptych/recipes/`); the command li
 of it; `loop.py` carries it out.
 """
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from diptych.config import Config
+from diptych.data.augment import AugmentConfig
+from diptych.data.pipeline import CaptionDraw
 from diptych.data.source import SourceOptions
-from diptych.data.transforms import AugmentConfig, ImageTransformConfig
+from diptych.data.transforms import ImageTransformConfig
 from diptych.errors import ConfigError
 from diptych.models.dual_encoder import DualEncoderConfig
+
+TrackerName = Literal["tensorboard", "trackio", "wandb"]
+"""What can follow a run."""
 
 
 class DataConfig(Config):
     """Where pairs come from and how they are prepared."""
 
-    source: str = "scenes:shapes"
-    """What to train on; see `diptych/data/opening.py`."""
+    source: str | tuple[str, ...] = "scenes:shapes"
+    """What to train on, or several, with weights or without; see `diptych/data/opening.py`."""
 
     options: SourceOptions = SourceOptions()
     """Columns and condition for `source`."""
@@ -37,7 +43,11 @@ class DataConfig(Config):
     """Size and normalisation of pictures; its image_size is the model's."""
 
     augment: AugmentConfig = AugmentConfig()
-    """Random crops of the training pictures."""
+    """What is changed in the training pictures, at random."""
+
+    caption: CaptionDraw = "one"
+    """What is drawn of a sample's captions each time it comes by: any `one` of them, or the first
+    with some of the others `joined` to it (a name with keywords)."""
 
     workers: int = Field(default=1, ge=0)
     """Processes that prepare batches; they change no result."""
@@ -118,11 +128,23 @@ class Run(Config):
     """bf16 runs the towers under autocast; auto takes it where the hardware has it, and run.json
     keeps which it was. Embeddings and losses are float32 always."""
 
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """Decay per step of the averaged weights, such as 0.999; None averages nothing. The average is
+    what is judged, saved and used afterwards (`average.py`)."""
+
+    chunk: int | None = Field(default=None, ge=1)
+    """Pairs that the towers take at a time, per process; None takes all at once. Memory grows with
+    it and not with `batch`; loss and gradients stay those of the whole batch (`step.py`). A step
+    takes about a third longer."""
+
     tile: int | None = Field(default=None, ge=1)
     """Side of the loss tiles held at once; None chooses."""
 
     log_every: int = Field(default=10, ge=1)
     """Steps per line of the log."""
+
+    trackers: tuple[TrackerName, ...] = ()
+    """What else follows the run, beside log.jsonl (`trackers.py`)."""
 
     validate_every: int = Field(default=200, ge=1)
     """Steps between two looks at `data.val`; there is always one at the end."""
@@ -153,7 +175,7 @@ class Run(Config):
         return Run(**(values | {"steps": steps, "epochs": epochs, "minutes": minutes}))
 
 
-MAY_CHANGE = {"steps", "epochs", "minutes", "save", "log_every"}
+MAY_CHANGE = {"steps", "epochs", "minutes", "save", "log_every", "trackers"}
 """Fields that may differ when a run is resumed."""
 
 MAY_CHANGE_INSIDE = {"data.workers", "data.prefetch"}
@@ -177,14 +199,16 @@ def resumed(old: Run, new: Run) -> None:
 
 def _fixed(run: Run) -> dict[str, object]:
     """Dotted settings that decide the run's numbers."""
-    flat: dict[str, object] = {}
-
-    def walk(values: dict[str, object], place: str) -> None:
-        for name, value in values.items():
-            if isinstance(value, dict):
-                walk(value, f"{place}{name}.")
-            else:
-                flat[f"{place}{name}"] = value
-
-    walk(run.model_dump(exclude=MAY_CHANGE), "")
+    flat = dotted(run.model_dump(exclude=MAY_CHANGE))
     return {name: value for name, value in flat.items() if name not in MAY_CHANGE_INSIDE}
+
+
+def dotted(values: Mapping[str, object], place: str = "") -> dict[str, object]:
+    """Nested settings under dotted names."""
+    flat: dict[str, object] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= dotted(value, f"{place}{name}.")
+        else:
+            flat[f"{place}{name}"] = value
+    return flat

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from diptych.checkpoint import load_tensors
+from diptych.checkpoint import read_contract
 from diptych.comm import Comm
 from diptych.data.opening import open_source
 from diptych.data.pipeline import OrderConfig, Pipeline
@@ -20,11 +20,20 @@ from diptych.data.tokenizer import Tokenizer
 from diptych.errors import RequestError
 from diptych.files import sweep, write_text
 from diptych.models.dual_encoder import DualEncoder
+from diptych.train.average import WeightAverage
 from diptych.train.log import Live, RunLog, Watch
 from diptych.train.optimizer import make_optimizer
 from diptych.train.run import Run, resumed
-from diptych.train.state import Progress, last_checkpoint, load_optimizer, load_progress, tidy
+from diptych.train.state import (
+    Progress,
+    last_checkpoint,
+    load_optimizer,
+    load_progress,
+    load_weights,
+    tidy,
+)
 from diptych.train.step import Objective, chance_loss, has_fast_bf16
+from diptych.train.trackers import Trackers, make_trackers
 
 LEARN_FROM = 200_000
 """Most samples whose captions the vocabulary is learned from."""
@@ -43,6 +52,12 @@ class Session:
     model: DualEncoder
     trained: nn.Module
     """The model, or the wrapper that averages its gradients over processes."""
+
+    trackers: Trackers
+    """Of the first rank; none elsewhere."""
+
+    average: WeightAverage | None
+    """Of the model's weights, in a run with `ema`."""
 
     tokenizer: Tokenizer
     optimizer: torch.optim.Optimizer
@@ -70,6 +85,11 @@ class Session:
     """Name of the signal that asked the run to stop."""
 
     @property
+    def kept(self) -> DualEncoder:
+        """The model that is judged and saved: the average where there is one."""
+        return self.model if self.average is None else self.average.model
+
+    @property
     def elapsed_s(self) -> float:
         """Seconds of training so far, earlier sessions included."""
         return self.progress.elapsed_s + time.monotonic() - self.started
@@ -94,7 +114,8 @@ def set_up(run: Run, folder: Path, resume: bool, device: str, comm: Comm, live: 
     """Open the source, learn or read the vocabulary, build the model, load the last checkpoint.
 
     Raises:
-        RequestError: The folder already holds a run, or another one, or the source has changed.
+        RequestError: The folder already holds a run, or another one, or the source has changed,
+            or a tracker is not installed.
         DataError: The source cannot be used.
         CheckpointError: The checkpoint to go on from is damaged.
     """
@@ -103,7 +124,8 @@ def set_up(run: Run, folder: Path, resume: bool, device: str, comm: Comm, live: 
     total_steps = _total_steps(run, source)
     where = torch.device(device, comm.local_rank) if device == "cuda" else torch.device(device)
     run = run.model_copy(update={"precision": comm.agree(_precision(run, where))})
-    order = OrderConfig(batch=run.batch, seed=run.seed, rank=comm.rank, ranks=comm.size)
+    trackers = Trackers(make_trackers(run.trackers, folder) if comm.first else [], live.say)
+    order = _order(run, comm)
     if comm.first:
         _claim(run, folder, resume)
         for note in (*source.notes, *(val.notes if val else ())):
@@ -112,38 +134,39 @@ def set_up(run: Run, folder: Path, resume: bool, device: str, comm: Comm, live: 
     tokenizer = _tokenizer(run, folder, source, comm)
     train = _pipeline(run, source, tokenizer, order, training=True)
     model = _model(run, tokenizer).to(where)
+    if comm.size > 1 and where.type == "cuda":  # else see models/resnet_tower.py
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     optimizer = make_optimizer(model, run.optimizer)
+    average = None if run.ema is None else WeightAverage(model, run.ema)
     log = RunLog(folder / "log.jsonl")
     progress = Progress(trained_on=source.fingerprint)
     checkpoint = last_checkpoint(folder) if resume else None
     if resume and checkpoint is None:
         live.say(f"nothing to resume in {folder}: starting anew")
     if checkpoint is not None:
-        progress = load_progress(checkpoint)
-        _same_source(progress, source, checkpoint)
-        model.load_state_dict(load_tensors(checkpoint / "model.safetensors"))
-        load_optimizer(checkpoint, model, optimizer)
+        progress = _take_up(checkpoint, source, model, average, optimizer)
         live.say(f"going on after step {progress.step:,} ({checkpoint.name})")
         if comm.first:
             tidy(folder, progress, run.save.keep_last)
     if comm.first:
         log.cut(progress.step)
-    bf16 = run.precision == "bf16"
     return Session(
         run=run,
         folder=folder,
         comm=comm,
         model=model,
         trained=DistributedDataParallel(model) if comm.size > 1 else model,
+        trackers=trackers,
+        average=average,
         tokenizer=tokenizer,
         optimizer=optimizer,
-        objective=Objective(run.data.transform, comm, where, bf16=bf16, tile=run.tile),
+        objective=_objective(run, comm, where),
         train=train,
         val=_validation_pipeline(run, val, tokenizer, order) if val else None,
         total_steps=total_steps,
         log=log,
         live=live,
-        watch=Watch(chance_loss(run.model.objective, run.batch)),
+        watch=Watch(chance_loss(run.model.objective, run.batch), tokenizer.context),
         progress=progress,
         window_loss=torch.tensor(progress.window_loss, dtype=torch.float64, device=where),
     )
@@ -174,8 +197,46 @@ def _claim(run: Run, folder: Path, resume: bool) -> None:
             f"{folder} holds {(*traces, 'tokenizer.json')[0]} but no run.json, so it is no run. "
             "Give another --out."
         )
-    sweep(folder, "run.json", "tokenizer.json", "log.jsonl")
+    sweep(folder, "run.json", "tokenizer.json", "log.jsonl", "tracker-id")
     write_text(settings, run.model_dump_json(indent=2) + "\n")
+
+
+def _objective(run: Run, comm: Comm, where: torch.device) -> Objective:
+    """What turns a batch into a loss."""
+    bf16 = run.precision == "bf16"
+    return Objective(run.data.transform, comm, where, bf16=bf16, tile=run.tile, chunk=run.chunk)
+
+
+def _order(run: Run, comm: Comm) -> OrderConfig:
+    """Which pairs this rank takes, and when."""
+    return OrderConfig(
+        batch=run.batch,
+        seed=run.seed,
+        rank=comm.rank,
+        ranks=comm.size,
+        caption=run.data.caption,
+    )
+
+
+def _take_up(
+    checkpoint: Path,
+    source: Source,
+    model: DualEncoder,
+    average: WeightAverage | None,
+    optimizer: torch.optim.Optimizer,
+) -> Progress:
+    """Put weights and running means back as they were; where the run stood.
+
+    Raises:
+        RequestError: The source has changed.
+        CheckpointError: The checkpoint is damaged, or of another version of Diptych.
+    """
+    read_contract(checkpoint)
+    progress = load_progress(checkpoint)
+    _same_source(progress, source, checkpoint)
+    load_weights(checkpoint, model, average.model if average else None)
+    load_optimizer(checkpoint, model, optimizer)
+    return progress
 
 
 def _same_source(progress: Progress, source: Source, checkpoint: Path) -> None:

@@ -1,7 +1,9 @@
 """Where a run stands, and its checkpoints: written whole, pruned, found again.
 
 A checkpoint is a model folder (`diptych/checkpoint.py`) with trainer.json and
-trainer.safetensors beside it. `checkpoints/last` and `checkpoints/best` point at two of them.
+trainer.safetensors beside it: the optimizer's running means ("weight@state") and, where the model
+folder holds averaged weights, the weights in training. `checkpoints/last` and `checkpoints/best`
+point at two of them.
 """
 
 import json
@@ -13,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diptych.checkpoint import load_tensors, save_bundle, save_tensors
+from diptych.checkpoint import fill, load_tensors, save_bundle, save_tensors
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import ImageTransformConfig
 from diptych.errors import CheckpointError
@@ -54,6 +56,7 @@ class Progress:
 def save_checkpoint(
     run_folder: Path,
     progress: Progress,
+    kept: DualEncoder,
     model: DualEncoder,
     optimizer: torch.optim.Optimizer,
     tokenizer: Tokenizer,
@@ -62,13 +65,26 @@ def save_checkpoint(
 ) -> Path:
     """Write a checkpoint whole, let `last` and `best` point where they should, drop old ones.
 
+    Args:
+        run_folder: Folder of the run.
+        progress: Where it stands.
+        kept: The model to use afterwards: the averaged one, or `model` itself.
+        model: The model in training.
+        optimizer: Of `model`.
+        tokenizer: Of the run.
+        transform: Of the run.
+        keep_last: How many checkpoints stay.
+
     Raises:
         StorageError: The disk refused; older checkpoints are untouched.
     """
     folder = run_folder / "checkpoints" / f"step-{progress.step:08}"
     with whole_folder(folder) as temporary:
-        save_bundle(temporary, model, tokenizer, transform, trained_on=progress.trained_on)
-        save_tensors(temporary / "trainer.safetensors", _optimizer_tensors(model, optimizer))
+        save_bundle(temporary, kept, tokenizer, transform, trained_on=progress.trained_on)
+        state = _optimizer_tensors(model, optimizer)
+        if kept is not model:
+            state |= model.state_dict()
+        save_tensors(temporary / "trainer.safetensors", state)
         (temporary / "trainer.json").write_text(json.dumps(asdict(progress), indent=2) + "\n")
     tidy(run_folder, progress, keep_last)
     return folder
@@ -104,13 +120,28 @@ def load_progress(checkpoint: Path) -> Progress:
         ) from error
 
 
+def load_weights(checkpoint: Path, model: nn.Module, average: nn.Module | None) -> None:
+    """Put the weights back: of the model in training, and of the average where there is one.
+
+    Raises:
+        CheckpointError: A file is damaged or belongs to another model.
+    """
+    path = checkpoint / "model.safetensors"
+    fill(average or model, load_tensors(path), path)
+    if average is not None:
+        path = checkpoint / "trainer.safetensors"
+        tensors = load_tensors(path)
+        fill(model, {name: value for name, value in tensors.items() if "@" not in name}, path)
+
+
 def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Put the optimizer's running means back, weight by weight, by name.
 
     Raises:
         CheckpointError: trainer.safetensors is damaged or belongs to another model.
     """
-    tensors = load_tensors(checkpoint / "trainer.safetensors")
+    read = load_tensors(checkpoint / "trainer.safetensors")
+    tensors = {key: value for key, value in read.items() if "@" in key}
     names = {id(weight): name for name, weight in model.named_parameters()}
     for group in optimizer.param_groups:
         for weight in group["params"]:
@@ -125,6 +156,13 @@ def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Op
                     f"{checkpoint / 'trainer.safetensors'} says nothing of {name}. "
                     "Resume with the settings the run was started with."
                 )
+            for key, value in state.items():
+                if value.shape not in (weight.shape, ()):
+                    raise CheckpointError(
+                        f"{checkpoint / 'trainer.safetensors'} has {name}@{key} of shape "
+                        f"{list(value.shape)}, and the weight has {list(weight.shape)}. "
+                        f"Remove {checkpoint} to resume from the one before."
+                    )
             optimizer.state[weight] = {key: value.to(weight.device) for key, value in state.items()}
 
 

@@ -2,18 +2,28 @@
 
 Every rank holds a share of the batch. Vectors are gathered, and each rank computes the loss of
 the whole batch, so the loss does not depend on the number of ranks.
+
+With `chunk`, gradients are cached (Gao et al., arXiv:2101.06983): the towers encode the batch
+piece by piece without keeping anything for the backward pass, the loss of the whole batch gives
+the gradient of every vector, and each piece is encoded again to pass its share on to the weights.
+The loss and all gradients are those of the plain step; the activations kept at a time are those of
+one piece; the towers run forwards twice, a third more work.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.parallel import DistributedDataParallel
 
 from diptych.batch import ContrastiveOutput, ImageTextBatch
 from diptych.comm import Comm
 from diptych.data.transforms import ImageTransformConfig, normalise
 from diptych.losses.contrastive import sigmoid_contrastive, softmax_contrastive
+from diptych.losses.tiles import spans
 
 
 class Objective:
@@ -27,6 +37,7 @@ class Objective:
         *,
         bf16: bool,
         tile: int | None,
+        chunk: int | None = None,
     ) -> None:
         """Hold what every step needs.
 
@@ -36,35 +47,93 @@ class Objective:
             device: Where the loss is computed.
             bf16: Run the towers under autocast.
             tile: Side of the loss tiles held at once; None chooses.
+            chunk: Pairs of this rank that the towers take at a time; None takes all.
         """
         self.transform, self.comm, self.device = transform, comm, device
-        self.bf16, self.tile = bf16, tile
+        self.bf16, self.tile, self.chunk = bf16, tile, chunk
 
     def __call__(self, model: nn.Module, batch: ImageTextBatch) -> Tensor:
-        """Loss of the whole batch, in nats per picture (a scalar)."""
-        pixels = batch.image.to(self.device, non_blocking=True)
-        image = normalise(pixels, self.transform.mean, self.transform.std)
-        text = batch.text.to(self.device, non_blocking=True)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            output: ContrastiveOutput = model(image, text)
-        groups = self.comm.gather_numbers(batch.groups.to(self.device))
-        every_image, every_text = self.comm.gather(output.image), self.comm.gather(output.text)
-        if output.bias is None:
-            return softmax_contrastive(
-                every_image, every_text, output.scale, tile=self.tile, groups=groups
-            )
-        return sigmoid_contrastive(
-            every_image, every_text, output.scale, output.bias, tile=self.tile, groups=groups
-        )
+        """Loss of the whole batch, in nats per picture (a scalar), all pairs encoded at once."""
+        return self._loss(self._encode(model, batch, slice(None)), batch)
+
+    def backward(self, model: nn.Module, batch: ImageTextBatch) -> Tensor:
+        """Add the gradients of the loss to those of the weights, by pieces if there is a `chunk`.
+
+        With batch norm the result depends on `chunk`: a piece is normalised by its own statistics,
+        and running statistics move once per piece.
+
+        Returns:
+            The loss, as `__call__` gives it, without history.
+        """
+        pieces = self._pieces(batch)
+        if len(pieces) == 1:
+            loss = self(model, batch)
+            loss.backward()
+            return loss.detach()
+        devices = [] if self.device.type == "cpu" else [self.device]
+        with torch.random.fork_rng(devices, device_type=self.device.type):
+            output = _leaves(self._encode_pieces(model, batch, pieces))
+        loss = self._loss(output, batch)
+        loss.backward()
+        for piece in pieces:  # draws the same random numbers again
+            last = piece is pieces[-1]
+            with nullcontext() if last else _without_averaging(model):
+                _pass_on(self._encode(model, batch, piece), output, piece, last=last)
+        return loss.detach()
 
     @torch.no_grad()
     def judge(self, model: nn.Module, batches: Iterable[ImageTextBatch]) -> float:
         """Mean loss over batches: the training objective, on pictures as evaluation sees them."""
         was_training = model.training
         model.eval()
-        losses = [self(model, batch).item() for batch in batches]
+        losses = []
+        for batch in batches:
+            output = self._encode_pieces(model, batch, self._pieces(batch))
+            losses.append(self._loss(output, batch).item())
         model.train(was_training)
         return sum(losses) / len(losses)
+
+    def _pieces(self, batch: ImageTextBatch) -> list[slice]:
+        """The rows that the towers take at a time."""
+        return list(spans(len(batch.image), self.chunk or len(batch.image)))
+
+    def _encode(
+        self, model: Callable[..., ContrastiveOutput], batch: ImageTextBatch, rows: slice
+    ) -> ContrastiveOutput:
+        """Vectors of some rows of this rank's share."""
+        pixels = batch.image[rows].to(self.device, non_blocking=True)
+        image = normalise(pixels, self.transform.mean, self.transform.std)
+        text = batch.text[rows].to(self.device, non_blocking=True)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            return model(image, text)
+
+    @torch.no_grad()
+    def _encode_pieces(
+        self, model: nn.Module, batch: ImageTextBatch, pieces: list[slice]
+    ) -> ContrastiveOutput:
+        """Vectors of this rank's share, without history; running statistics stay as they are."""
+        inner = model.module if isinstance(model, DistributedDataParallel) else model
+        buffers = {name: buffer.clone() for name, buffer in inner.named_buffers()}
+
+        def apart(*inputs: Tensor) -> ContrastiveOutput:
+            return functional_call(inner, buffers, inputs)
+
+        outputs = [self._encode(apart, batch, piece) for piece in pieces]
+        return ContrastiveOutput(
+            image=torch.cat([output.image for output in outputs]),
+            text=torch.cat([output.text for output in outputs]),
+            scale=outputs[0].scale,
+            bias=outputs[0].bias,
+        )
+
+    def _loss(self, output: ContrastiveOutput, batch: ImageTextBatch) -> Tensor:
+        """Loss of the whole batch from the vectors of this rank's share."""
+        groups = self.comm.gather_numbers(batch.groups.to(self.device))
+        image, text = self.comm.gather(output.image), self.comm.gather(output.text)
+        scale, bias = output.scale, output.bias
+        if bias is None:
+            return softmax_contrastive(image, text, scale, tile=self.tile, groups=groups)
+        return sigmoid_contrastive(image, text, scale, bias, tile=self.tile, groups=groups)
 
 
 def chance_loss(objective: str, batch: int) -> float:
@@ -83,3 +152,38 @@ def has_fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def _leaves(output: ContrastiveOutput) -> ContrastiveOutput:
+    """The same numbers as leaves, to take up their gradients."""
+
+    def leaf(tensor: Tensor) -> Tensor:
+        return tensor.detach().requires_grad_()
+
+    bias = None if output.bias is None else leaf(output.bias)
+    return ContrastiveOutput(leaf(output.image), leaf(output.text), leaf(output.scale), bias)
+
+
+def _pass_on(
+    piece: ContrastiveOutput, whole: ContrastiveOutput, rows: slice, *, last: bool
+) -> None:
+    """Pass the gradients of the whole batch on through one piece: those of its vectors, and with
+    the last piece those of scale and bias."""
+    pairs = [(piece.image, _gradient(whole.image)[rows]), (piece.text, _gradient(whole.text)[rows])]
+    if last:
+        pairs.append((piece.scale, _gradient(whole.scale)))
+        if piece.bias is not None and whole.bias is not None:
+            pairs.append((piece.bias, _gradient(whole.bias)))
+    learning = [pair for pair in pairs if pair[0].requires_grad]  # a tower may be frozen
+    torch.autograd.backward([pair[0] for pair in learning], [pair[1] for pair in learning])
+
+
+def _gradient(leaf: Tensor) -> Tensor:
+    """What the loss left there."""
+    assert leaf.grad is not None
+    return leaf.grad
+
+
+def _without_averaging(model: nn.Module) -> AbstractContextManager[None]:
+    """Until the last piece, gradients add up on each rank; then they are averaged once."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()

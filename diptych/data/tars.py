@@ -1,0 +1,198 @@
+"""WebDataset shards as a source: tars in which files of one name make a sample.
+
+    a/000.jpg  a/000.txt  a/000.json  a/000.cls
+
+The picture is found by its ending. Captions are the lines of `.txt`, a field of `.json`, or the
+class of `.cls`: a name, or a number of a line in the `classnames.txt` beside the tars or one
+folder above (the layout of CLIP_benchmark). All of these are the columns of a sample, found by
+their usual names or named, as in tables: an ending such as `txt`, or a field of the `.json`.
+Captions are held in memory; pictures are read from the tar by their place, in any order.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from diptych.data.columns import (
+    TEXT_NAMES,
+    metadata_of,
+    rows_of_columns_where,
+    text_columns,
+)
+from diptych.data.folder import PICTURE_ENDINGS
+from diptych.data.side_texts import caption_lines
+from diptych.data.source import Sample, SourceOptions
+from diptych.data.table import as_texts, common_folder, file_mark, start_of_keys
+from diptych.data.tar_index import Place, read_index, read_place
+from diptych.errors import DataError
+from diptych.files import fingerprint
+
+TEXT_ENDINGS = ("txt", "cls")
+"""Members that are read as columns beside the fields of `json`."""
+
+TAR_TEXT_NAMES = ("txt", *TEXT_NAMES, "cls")
+"""Columns that may hold the caption, the first that is there."""
+
+
+class _Entry(NamedTuple):
+    """Where one sample lies."""
+
+    key: str
+    shard: Path
+    picture: Place
+    texts: tuple[tuple[str, Place], ...]
+    """Ending and place of the members that hold columns."""
+
+
+class TarSource:
+    """The samples of one or several tars, in the order of the tars."""
+
+    def __init__(
+        self, paths: list[Path], options: SourceOptions, *, name: str, captions_needed: bool = True
+    ) -> None:
+        self.name = name
+        self._entries: list[_Entry] = []
+        self._captions: list[tuple[str, ...]] = []
+        self._image, self._texts = "", list[str]()
+        self._options, self._captions_needed = options, captions_needed
+        self._class_names = {path.parent: _class_names(path.parent) for path in paths}
+        self._left_out = Counter[str]()
+        self._endings: dict[str, None] = {}  # seen so far, in their order
+        notes: list[str] = []
+        root = common_folder(paths)
+        for path in paths:
+            index = read_index(path, skip_damaged=options.skip_damaged)
+            notes += index.notes
+            self._add(path, index.samples, start_of_keys(path, root))
+        self.size: int | None = len(self._entries)
+        said = [f"{count:,} samples {what} were left out" for what, count in self._left_out.items()]
+        if not self._entries:
+            raise DataError(
+                f"{name} has no usable sample{''.join(f'; {note}' for note in (*said, *notes))}. "
+                f"Endings seen: {', '.join(map(repr, [*self._endings][:10])) or 'none'}. Name "
+                "others with --image-column and --text-column, or widen the condition."
+            )
+        self.fingerprint = fingerprint(
+            *(file_mark(path) for path in paths),
+            *(
+                f"{entry.key}\n{captions}\n{entry.picture}"
+                for entry, captions in zip(self._entries, self._captions, strict=True)
+            ),
+        )
+        first = f"{name}: {self.size:,} pictures in {len(paths):,} tars"
+        if self._texts:
+            count = sum(map(len, self._captions))
+            first += f", {count:,} captions in {', '.join(map(repr, self._texts))}"
+        self.notes = (first, *said, *notes)
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """Captions of a sample, without touching its picture."""
+        return self._captions[index]
+
+    def sample(self, index: int) -> Sample:
+        """The sample, its bytes read from the tar.
+
+        Raises:
+            DataError: The tar has changed or cannot be read.
+        """
+        entry = self._entries[index]
+        columns = _columns(entry.shard, entry.texts)
+        metadata = metadata_of(
+            {name: value for name, value in columns.items() if name not in self._texts}
+        )
+        picture = read_place(entry.shard, entry.picture)
+        return Sample(entry.key, picture, self._captions[index], metadata)
+
+    def _add(self, path: Path, samples: dict[str, dict[str, Place]], start: str) -> None:
+        """Take up the samples of one tar."""
+        found: list[tuple[_Entry, dict[str, Any]]] = []
+        for key, members in samples.items():
+            self._endings.update(dict.fromkeys(members))
+            picture = self._picture_ending(members)
+            if picture is None:
+                self._left_out["without a picture"] += 1
+                continue
+            texts = tuple(
+                (ending, place) for ending, place in members.items() if self._is_column(ending)
+            )
+            entry = _Entry(f"{start}{path.stem}:{key}", path, members[picture], texts)
+            found.append((entry, self._named(path, _columns(path, texts))))
+        if not self._texts and found:
+            self._find_texts([columns for _, columns in found])
+        if self._options.where and found:
+            found = [found[row] for row in _rows_where(found, self._options.where)]
+        for entry, columns in found:
+            captions = tuple(text for name in self._texts for text in as_texts(columns.get(name)))
+            if self._captions_needed and not captions:
+                self._left_out["without a caption"] += 1
+                continue
+            self._entries.append(entry)
+            self._captions.append(captions)
+
+    def _is_column(self, ending: str) -> bool:
+        """Whether a member holds a column: text that is usual, or that the user named."""
+        asked = (self._options.text_column or "").split(",")
+        return ending in ("json", *TEXT_ENDINGS) or ending in [name.strip() for name in asked]
+
+    def _picture_ending(self, members: dict[str, Place]) -> str | None:
+        """Which member of a sample is its picture."""
+        asked = self._options.image_column
+        if asked is not None:
+            return asked if asked in members else None
+        return next((ending for ending in members if f".{ending}" in PICTURE_ENDINGS), None)
+
+    def _find_texts(self, rows: list[dict[str, Any]]) -> None:
+        """Choose the columns of the captions, from the first tar that has samples."""
+        names = list(dict.fromkeys([*(name for row in rows for name in row), *self._endings]))
+        names = [name for name in names if name != "json"]
+        self._texts = text_columns(
+            names, self._options.text_column, TAR_TEXT_NAMES, needed=self._captions_needed
+        )
+
+    def _named(self, path: Path, columns: dict[str, Any]) -> dict[str, Any]:
+        """The columns with the name of the class in place of its number, where names are known."""
+        names, number = self._class_names[path.parent], columns.get("cls")
+        if names and isinstance(number, int):
+            columns["cls"] = names[number] if 0 <= number < len(names) else None
+        return columns
+
+
+def _columns(path: Path, texts: Iterable[tuple[str, Place]]) -> dict[str, Any]:
+    """What the text members of a sample say: fields of `json`, lines of others, number of `cls`."""
+    columns: dict[str, Any] = {}
+    for ending, place in texts:
+        data = read_place(path, place)
+        if ending == "json":
+            with suppress(ValueError, RecursionError):  # damaged: the sample has no such columns
+                said = json.loads(data)
+                columns = (said if isinstance(said, dict) else {}) | columns
+        else:
+            lines = list(caption_lines(data))
+            is_number = ending == "cls" and re.fullmatch(r"[0-9]{1,9}", "\n".join(lines))
+            columns[ending] = int(lines[0]) if is_number else lines
+    return columns
+
+
+def _rows_where(found: list[tuple[_Entry, dict[str, Any]]], condition: str) -> list[int]:
+    """Numbers of the samples that a condition keeps."""
+    rows = [
+        {name: "\n".join(value) if name == "txt" else value for name, value in columns.items()}
+        for _, columns in found
+    ]
+    rows = [metadata_of(row) for row in rows]
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    return [int(row) for row in rows_of_columns_where(columns, condition)]
+
+
+def _class_names(folder: Path) -> list[str]:
+    """The lines of `classnames.txt` in the tars' folder or the one above; none without it."""
+    for place in (folder, folder.resolve().parent):
+        with suppress(OSError):
+            text = (place / "classnames.txt").read_text(encoding="utf-8", errors="replace")
+            return [line.strip() for line in text.splitlines()]
+    return []
