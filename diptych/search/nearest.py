@@ -24,13 +24,13 @@ from diptych.errors import StorageError
 from diptych.files import file_fingerprint, sweep, whole_file
 from diptych.search.rows import Rows
 
-CONNECTIVITY = 16
+CONNECTIVITY = 20
 """Links of a vector in the graph."""
 
-EXPANSION_ADD = 96
+EXPANSION_ADD = 128
 """Candidates looked at while a vector is added: quality of the graph against time to build."""
 
-EXPANSION_SEARCH = 256
+EXPANSION_SEARCH = 320
 """Candidates looked at in a search, at least: recall against time."""
 
 TAIL_ROWS = 4096
@@ -154,7 +154,7 @@ class Nearest:
         """An index without vectors."""
         return Index(
             ndim=self._dimensions,
-            metric="cos",
+            metric="ip",  # the same order as the cosine, and quicker: unit vectors
             dtype="i8",
             connectivity=CONNECTIVITY,
             expansion_add=EXPANSION_ADD,
