@@ -50,7 +50,9 @@ format: .venv/.ready       ## rewrite the files in the house format
 
 bench: .venv/.ready .venv-peers/.ready ## benchmarks against the peers, in one run each
 	.venv-peers/bin/python benchmarks/losses.py
+	.venv-peers/bin/python benchmarks/train_step.py
 	.venv-peers/bin/python benchmarks/search.py
+	.venv-peers/bin/python benchmarks/quality_per_minute.py
 	.venv/bin/python benchmarks/startup.py
 
 real: .venv/.ready         ## train and judge on the real data of DIPTYCH_DATA

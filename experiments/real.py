@@ -1,7 +1,8 @@
 """Train and judge on real data: `make real`. Its output is in docs/results.md.
 
-Each experiment is a pair of `diptych` commands, printed before they run. The queue can be stopped
-at any time: what is finished is not done again, and a run that was cut goes on.
+Each experiment trains a model, judges it, and then uses it, by `diptych` commands that are printed
+before they run. The queue can be stopped at any time: what is finished is not done again, and a run
+that was cut goes on.
 
     DIPTYCH_DATA=../shared/data .venv/bin/python experiments/real.py [NAME …]
 """
@@ -27,33 +28,48 @@ class Experiment:
     recipe: str
     train: tuple[str, ...]
     judge: tuple[str, ...]
+    use: tuple[tuple[str, ...], ...] = ()
+    """Commands that use the model; their output is shown. RUN stands for the model's folder."""
 
 
 UNTONED = "skin_tone = ''"
 """About half of the emoji are skin-tone copies of others: left out (shared/data/README.md)."""
 
+OPENMOJI = ("--data", f"{DATA}/emoji/openmoji.parquet", "--where", UNTONED)
+FLICKR = f"{DATA}/photos/flickr8k.parquet"
+
 EXPERIMENTS = (
     Experiment(
-        "emoji",
-        "clip-mini",
+        "flickr8k",
+        "clip-resnet-small",
         (
-            *("--data", f"{DATA}/emoji/{{noto,twemoji}}.parquet", "--where", UNTONED),
-            *("--text-column", "name,keywords", "--epochs", "60"),
+            *("--data", FLICKR, "--where", "split = 'train'"),
+            *("--val", FLICKR, "--val-where", "split = 'val'"),
+            *("--epochs", "20", "--set", "model.text.context=40"),
         ),
+        ("--data", FLICKR, "--where", "split = 'test'"),
         (
-            *("--data", f"{DATA}/emoji/openmoji.parquet", "--where", UNTONED),
-            *("--text-column", "name"),
+            ("index", "RUN", FLICKR, "--where", "split = 'test'", "--library", "RUN/library"),
+            ("search", "RUN/library", "a dog runs through the grass", "-k", "5"),
+            ("search", "RUN/library", "a man on a bicycle", "-k", "5"),
+            ("search", "RUN/library", "--image", "flickr8k:7", "-k", "5"),
+            ("search", "RUN/library", "in the snow", "--image", "flickr8k:7", "-k", "5"),
         ),
     ),
     Experiment(
-        "flickr8k",
-        "clip-mini",
+        "emoji",
+        "clip-resnet-small",
         (
-            *("--data", f"{DATA}/photos/flickr8k.parquet", "--where", "split = 'train'"),
-            *("--val", f"{DATA}/photos/flickr8k.parquet", "--val-where", "split = 'val'"),
-            *("--epochs", "40"),
+            *("--data", f"{DATA}/emoji/{{noto,twemoji}}.parquet", "--where", UNTONED),
+            *("--text-column", "name,keywords", "--set", "data.caption=joined"),
+            *("--epochs", "45"),
         ),
-        ("--data", f"{DATA}/photos/flickr8k.parquet", "--where", "split = 'test'"),
+        (*OPENMOJI, "--text-column", "name"),
+        (
+            ("evaluate", "RUN", "--task", "zeroshot", *OPENMOJI, "--text-column", "group"),
+            ("evaluate", "RUN", "--task", "probe", *OPENMOJI, "--text-column", "group"),
+            ("evaluate", "RUN", "--task", "calibration", *OPENMOJI, "--text-column", "name"),
+        ),
     ),
 )
 
@@ -78,8 +94,22 @@ def carry_out(experiment: Experiment) -> dict[str, object]:
             )
         )
         diptych("evaluate", str(folder), *experiment.judge, "--out", str(found), "--json")
+    shown = RUNS / f"{experiment.name}.txt"
+    if not shown.exists():
+        shown.write_text(use(experiment))
+    print(shown.read_text(), flush=True)
     result: dict[str, object] = json.loads(found.read_text())
     return result
+
+
+def use(experiment: Experiment) -> str:
+    """What the model's use looks like: each command and what it printed."""
+    said = []
+    for command in experiment.use:
+        arguments = [part.replace("RUN", str(RUNS / experiment.name)) for part in command]
+        answer = diptych(*arguments)
+        said.append(f"$ diptych {shlex.join(arguments)}\n{answer}")
+    return "\n".join(said)
 
 
 def table(results: dict[str, dict[str, object]]) -> str:

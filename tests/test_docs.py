@@ -50,7 +50,13 @@ def test_the_examples_of_the_readme_run(photos, capsys):
     for long, short in SMALLER.items():
         text = text.replace(long, short)
     commands = [command for command in commands_of(text) if command]
-    assert [command[0] for command in commands] == ["train", "evaluate", "index", "search", "classify"]
+    assert [command[0] for command in commands] == [
+        "train",
+        "evaluate",
+        "index",
+        "search",
+        "classify",
+    ]
     for command in commands:
         assert cli.run(command) == 0, capsys.readouterr().err
     assert len(capsys.readouterr().out.strip().splitlines()[-5:]) == 5

@@ -160,7 +160,7 @@ def test_sigmoid_scores_judge_each_pair_on_its_own(tmp_path):
 
 
 def test_an_unknown_device_is_refused():
-    with pytest.raises(RequestError, match=r"there is no device 'gpu'\. Use auto, cpu, cuda or mps"):
+    with pytest.raises(RequestError, match=r"there is no device 'gpu'\. Use auto, cpu, cuda"):
         choose_device("gpu")
 
 
