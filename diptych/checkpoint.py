@@ -24,12 +24,15 @@ from torch import Tensor, nn
 
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import ImageTransformConfig
-from diptych.errors import CheckpointError, ConfigError
+from diptych.errors import CheckpointError, ConfigError, RequestError
 from diptych.files import file_fingerprint, fingerprint, refused
 from diptych.models.dual_encoder import DualEncoder, DualEncoderConfig
 
 FORMAT, OLDEST = 1, 1
 """Version of the folder's layout that is written, and the oldest that is read."""
+
+MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json")
+"""What makes the model; the contract has a fingerprint of each."""
 
 PICKLED = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """How files begin that hold a pickle: those of torch.save (a zip), and plain ones."""
@@ -151,15 +154,39 @@ def read_contract(folder: Path) -> dict[str, Any]:
             f"{path} was changed after the model was saved: its fingerprint is "
             f"{_contract_mark(contract)}, not {mark}. Restore it, or train again with the change."
         )
+    _require_parts(contract, path)
     return contract
+
+
+def _require_parts(contract: Mapping[str, Any], path: Path) -> None:
+    """Refuse a contract that does not say what loading a model needs.
+
+    Raises:
+        CheckpointError: It has no table `image`, or another list of `files`.
+    """
+    image, files = contract.get("image"), contract.get("files")
+    if not isinstance(image, dict):
+        raise CheckpointError(
+            f"{path} has image={image!r}, so how to prepare pictures is unknown. "
+            "Use a folder that `diptych train` wrote."
+        )
+    if not isinstance(files, dict) or set(files) != set(MODEL_FILES):
+        listed = sorted(files) if isinstance(files, dict) else files
+        raise CheckpointError(
+            f"{path} has the fingerprints of {listed!r}, and they should be those of "
+            f"{', '.join(MODEL_FILES)}. Use a folder that `diptych train` wrote."
+        )
 
 
 def find_model(path: Path) -> Path:
     """The model folder a user means: the folder itself, or the last checkpoint of a run.
 
     Raises:
-        CheckpointError: There is no model.
+        RequestError: There is nothing at `path`.
+        CheckpointError: There is no model in it.
     """
+    if not path.exists():
+        raise RequestError(f"there is no model in {path}: nothing is there. Check the path.")
     if (path / "contract.json").is_file() or (path / "model.safetensors").is_file():
         return path
     refuse_pickle(path)
@@ -264,11 +291,10 @@ def _misfit(path: Path, what: str) -> CheckpointError:
 
 def _file_marks(folder: Path) -> dict[str, str]:
     """Fingerprints of the three files that make the model."""
-    names = ("config.json", "model.safetensors", "tokenizer.json")
-    missing = [name for name in names if not (folder / name).is_file()]
+    missing = [name for name in MODEL_FILES if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(f"{folder} has no {missing[0]}. Copy the whole folder again.")
-    return {name: file_fingerprint(folder / name) for name in names}
+    return {name: file_fingerprint(folder / name) for name in MODEL_FILES}
 
 
 def _contract_mark(contract: Mapping[str, Any]) -> str:

@@ -66,6 +66,7 @@ class Config(BaseModel):
             ConfigError: A setting has no `=`, names no field, or its value does not fit.
         """
         values = self.model_dump(mode="json")
+        turned = {}
         for setting in settings:
             name, equals, text = setting.partition("=")
             if not equals:
@@ -85,11 +86,30 @@ class Config(BaseModel):
                     raise ConfigError(f"there is no setting {name!r}. {nearest(part, table)}")
                 if depth < len(parents):
                     table = table[part]
+            old = table[last]
             try:
                 table[last] = json.loads(text)
             except ValueError:
                 table[last] = text
-        return type(self)(**values)
+            if last == "kind" and table[last] != old:
+                turned[".".join(parents)] = table[last]
+        try:
+            return type(self)(**values)
+        except ConfigError as error:
+            for place, kind in turned.items():
+                if f"'{place}." in str(error) and f"'{place}.kind'" not in str(error):
+                    raise _other_kind(place, kind) from None
+            raise
+
+
+def _other_kind(place: str, kind: str) -> ConfigError:
+    """A table was called another kind and kept the settings of the old one."""
+    whole = f'{place}={{"kind":"{kind}"}}'
+    return ConfigError(
+        f"{place} has other settings when its kind is {kind!r}, and those of the old kind do not "
+        f"fit. Replace it whole (--set '{whole}', with what else differs from the defaults "
+        "beside the kind), or begin with a recipe of that kind."
+    )
 
 
 def _explain(kind: type[BaseModel], error: ValidationError) -> str:

@@ -37,6 +37,8 @@ UNTONED = "skin_tone = ''"
 
 OPENMOJI = ("--data", f"{DATA}/emoji/openmoji.parquet", "--where", UNTONED)
 FLICKR = f"{DATA}/photos/flickr8k.parquet"
+STORED = f"{Path(FLICKR).resolve()}#flickr8k:7000"
+"""Key of a picture in the library."""
 
 EXPERIMENTS = (
     Experiment(
@@ -52,8 +54,8 @@ EXPERIMENTS = (
             ("index", "RUN", FLICKR, "--where", "split = 'test'", "--library", "RUN/library"),
             ("search", "RUN/library", "a dog runs through the grass", "-k", "5"),
             ("search", "RUN/library", "a man on a bicycle", "-k", "5"),
-            ("search", "RUN/library", "--image", "flickr8k:7", "-k", "5"),
-            ("search", "RUN/library", "in the snow", "--image", "flickr8k:7", "-k", "5"),
+            ("search", "RUN/library", "--image", STORED, "-k", "5"),
+            ("search", "RUN/library", "in the snow", "--image", STORED, "-k", "5"),
         ),
     ),
     Experiment(

@@ -21,7 +21,7 @@ from diptych.checkpoint import (
 )
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import ImageTransformConfig
-from diptych.errors import CheckpointError
+from diptych.errors import CheckpointError, RequestError
 from diptych.files import file_fingerprint, fingerprint
 from diptych.models.dual_encoder import DualEncoder
 from diptych.recipes import RECIPES
@@ -226,6 +226,35 @@ def seal(folder):
     (folder / "contract.json").write_text(json.dumps(contract))
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda contract: contract.pop("image"), "has image=None, so how to prepare pictures is"),
+        (lambda contract: contract.update(image=[1]), "has image=[1], so how to prepare"),
+        (lambda contract: contract.pop("files"), "has the fingerprints of None, and they should"),
+        (lambda contract: contract.update(files={}), "has the fingerprints of [], and they should"),
+        (
+            lambda contract: contract["files"].pop("model.safetensors"),
+            "has the fingerprints of ['config.json', 'tokenizer.json'], and they should be those "
+            "of config.json, model.safetensors, tokenizer.json. Use a folder",
+        ),
+        (
+            lambda contract: contract["files"].update(more="0"),
+            "'more', 'tokenizer.json'], and they",
+        ),
+    ],
+)
+def test_a_sealed_contract_that_lacks_a_part_is_refused(folder, change, words):
+    contract = edit(folder, change)
+    contract.pop("fingerprint")
+    contract["fingerprint"] = fingerprint(json.dumps(contract, sort_keys=True))
+    (folder / "contract.json").write_text(json.dumps(contract))
+    said = refusal(folder)
+    assert said.startswith(f"{folder / 'contract.json'} has ")
+    assert words in said
+    assert said.endswith("Use a folder that `diptych train` wrote.")
+
+
 def test_truncated_weights_under_a_forged_contract_are_no_safetensors(folder):
     data = (folder / "model.safetensors").read_bytes()
     for length in (0, 5, len(data) // 2, len(data) - 1):
@@ -374,15 +403,18 @@ def test_a_model_is_found_in_its_folder_and_in_its_run(saved, tmp_path):
     assert find_model(tmp_path / "run") == (checkpoints / "step-2").resolve()
 
 
-@pytest.mark.parametrize("name", ["empty", "missing"])
-def test_a_folder_without_a_model_is_refused(tmp_path, name):
-    (tmp_path / "empty").mkdir()
+def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(CheckpointError) as caught:
-        find_model(tmp_path / name)
+        find_model(tmp_path)
     assert str(caught.value) == (
-        f"there is no model in {tmp_path / name}: neither contract.json nor checkpoints/last. "
+        f"there is no model in {tmp_path}: neither contract.json nor checkpoints/last. "
         "Give the folder of a run or of one of its checkpoints."
     )
+
+
+def test_a_path_that_does_not_exist_is_a_wrong_request(tmp_path):
+    with pytest.raises(RequestError, match=r"nothing is there\. Check the path\."):
+        find_model(tmp_path / "missing")
 
 
 def test_a_folder_that_lost_its_contract_is_found_so_that_the_loss_is_named(folder):

@@ -216,6 +216,11 @@ def test_a_search_for_a_picture_finds_it_first(capsys, made):
         assert answer["hits"][0]["score"] == pytest.approx(1, abs=1e-4)
 
 
+def test_a_search_for_a_picture_that_does_not_exist_is_a_wrong_request(capsys, made):
+    code, line = refusal_of(capsys, "search", made / "vectors", "--image", "nope.jpg")
+    assert (code, line) == (2, "there is no picture file nope.jpg. Check the path.")
+
+
 def test_a_search_for_a_caption_finds_its_picture_far_more_often_than_by_chance(capsys, made):
     found = 0
     for number in range(24):
@@ -314,6 +319,13 @@ TRAIN = ("train", "clip-tiny", "--out", "nowhere")
         ((*TRAIN, "--data", "scenes:shapes", "--device", "gpu"), "Use auto, cpu, cuda or mps."),
         (("evaluate", "x", "--data", "y", "--task", "retreival"), "Did you mean 'retrieval'?"),
         (("search", "nowhere", "red"), "nowhere holds no library and no vectors"),
+        (
+            ("search", "nowhere", "a", "red", "square"),
+            '(red square). Put the words in quotes, such as "a red square". See diptych search',
+        ),
+        (("evaluate", "--dta", "x"), "See diptych evaluate --help."),
+        (("trian",), "See diptych --help."),
+        (("evaluate", "runs/nope", "--data", "scenes:shapes:val"), "runs/nope: nothing is there."),
     ],
 )
 def test_a_wrong_request_ends_with_2_and_one_line_that_says_what_to_do(

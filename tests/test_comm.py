@@ -2,9 +2,11 @@
 
 import json
 import os
+import queue
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 import torch
@@ -26,7 +28,7 @@ ROWS = 4
 """Pairs on each rank."""
 
 CHUNKS = (None, 3)
-"""Pairs that the towers take at a time; 3 leaves a piece of one pair."""
+"""Most pairs that the towers take at a time; 3 makes two pieces."""
 
 
 def free_port():
@@ -35,30 +37,44 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def spawn(work, ranks, *arguments):
-    """Call `work(comm, *arguments)` in `ranks` processes; what each returned, by rank."""
+def spawn(work, ranks, folder):
+    """Call `work(comm, folder)` in `ranks` processes; what each returned, by rank."""
     context = torch.multiprocessing.get_context("spawn")
-    answers, port = context.SimpleQueue(), free_port()
+    answers = context.Queue()
     processes = [
-        context.Process(target=_in_process, args=(work, rank, ranks, port, answers, arguments))
+        context.Process(target=_in_process, args=(work, rank, ranks, answers, folder))
         for rank in range(ranks)
     ]
     for process in processes:
         process.start()
-    found = dict(answers.get() for _ in processes)
-    for process in processes:
-        process.join(60)
-        assert process.exitcode == 0
+    try:
+        found = dict(answer_of(processes, answers) for _ in processes)
+        for process in processes:
+            process.join(120)
+            assert process.exitcode == 0
+    finally:
+        for process in processes:
+            process.kill()
     return [found[rank] for rank in range(ranks)]
 
 
-def _in_process(work, rank, ranks, port, answers, arguments):
+def answer_of(processes, answers):
+    """The next answer; a process that failed is told as soon as none comes, silence in the end."""
+    for _ in range(240):
+        with suppress(queue.Empty):
+            return answers.get(timeout=1)
+        ends = [process.exitcode for process in processes]
+        assert not any(ends), f"processes ended with {ends}"
+    raise AssertionError(f"no answer, and processes ended with {ends}")
+
+
+def _in_process(work, rank, ranks, answers, folder):
     torch.set_num_threads(1)
-    address = f"tcp://127.0.0.1:{port}"
+    address = (folder / "meeting").as_uri()
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=ranks)
     answer = None
     try:
-        answer = work(Comm(rank, ranks, rank), *arguments)
+        answer = work(Comm(rank, ranks, rank), folder)
     finally:
         answers.put((rank, answer))
         dist.destroy_process_group()

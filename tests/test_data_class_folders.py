@@ -96,3 +96,30 @@ def test_a_caption_file_or_side_texts_go_before_the_names_of_folders(tmp_path):
 )
 def test_a_class_name_becomes_readable(name, expected):
     assert readable(name) == expected
+
+
+def test_splits_are_no_classes(tmp_path):
+    spec = write(tmp_path, "train/cat/1.png", "train/dog/1.png", "val/cat/1.png", "val/dog/2.png")
+    with pytest.raises(RequestError) as caught:
+        open_source(spec)
+    assert str(caught.value) == (
+        f"the class folders of {spec} lie in train, val, which are no classes. "
+        f"Give one of these, such as {spec}/train to train, with --val {spec}/val."
+    )
+    assert open_source(f"{spec}/train").size == 2
+    assert open_source(spec, captions_needed=False).size == 4
+    assert open_source(write(tmp_path / "x", "test/1.png", "val/2.png")).captions(0) == ("test",)
+
+
+def test_links_to_folders_are_followed_and_each_folder_is_seen_once(tmp_path):
+    write(tmp_path / "far", "cat/1.png", "dog/2.png")
+    (tmp_path / "near" / "owl").mkdir(parents=True)
+    picture_of(3, side=6).save(tmp_path / "near" / "owl" / "3.png")
+    for name in ("cat", "dog"):
+        (tmp_path / "near" / name).symlink_to(tmp_path / "far" / name)
+    (tmp_path / "near" / "owl" / "round").symlink_to(tmp_path / "near")
+    (tmp_path / "near" / "again").symlink_to(tmp_path / "near" / "owl")
+    (tmp_path / "near" / "ring").symlink_to(tmp_path / "near" / "ring")
+    source = open_source(str(tmp_path / "near"))
+    keys = [source.sample(index).key for index in range(3)]
+    assert (source.size, keys) == (3, ["cat/1.png", "dog/2.png", "owl/3.png"])

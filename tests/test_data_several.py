@@ -259,3 +259,15 @@ def test_what_is_wrong_with_one_of_several_is_said(folders, tmp_path):
     assert "is generated and has no columns" in refusal(
         RequestError, [f"{folders[0]}@1", "scenes:shapes@1"], SourceOptions(where="1")
     )
+
+
+def test_a_source_is_one_whichever_way_it_is_written(folders, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for other in ("a", "./a", "a/", "b/../a"):
+        said = refusal(RequestError, [folders[0], other])
+        assert f"is given 2 times ({folders[0]} and {other} are one)." in said
+    assert "is given 2 times" in refusal(RequestError, ["./a@1", "a@2"])
+
+
+def test_a_weight_may_begin_with_the_point():
+    assert weights_of(["a@.5", "b@1"]) == (["a", "b"], [0.5, 1.0])

@@ -1,6 +1,7 @@
 """`--data` given several times: one after the other, or mixed for training."""
 
 import json
+import sys
 import tarfile
 
 import pyarrow.parquet
@@ -8,7 +9,11 @@ import pytest
 from small import SHRINK, picture_folder
 
 from diptych.cli import run
+from diptych.data.opening import open_source
+from diptych.data.several import training_order
+from diptych.recipes import find_recipe
 from diptych.train.log import read_log
+from diptych.train.session import _to_learn_from
 
 
 @pytest.fixture
@@ -88,6 +93,28 @@ def test_a_damaged_tar_can_be_trained_on_if_that_is_asked_for(tmp_path, capsys):
     (tmp_path / "t.tar").write_bytes(data[: len(data) * 5 // 6])
     arguments = training(tmp_path / "run", tmp_path / "t.tar")
     assert run(arguments) == 1
-    assert "data.options.skip_damaged=true" in capsys.readouterr().err
-    assert run([*arguments, "--set", "data.options.skip_damaged=true"]) == 0
+    assert "add --skip-damaged" in capsys.readouterr().err
+    assert run([*arguments, "--skip-damaged", "--val", str(tmp_path / "t.tar")]) == 0
     assert "what follows is left out" in capsys.readouterr().err
+    data, model = ["--data", str(tmp_path / "t.tar")], str(tmp_path / "run")
+    assert run(["embed", model, *data, "--out", str(tmp_path / "v"), "--skip-damaged"]) == 0
+    assert run(["evaluate", model, *data, "--resamples", "100", "--skip-damaged"]) == 0
+    library = ["--library", str(tmp_path / "l")]
+    assert run(["index", model, str(tmp_path / "t.tar"), *library, "--skip-damaged"]) == 0
+    assert run(["index", model, str(folder), *library, "--skip-damaged"]) == 0
+
+
+def test_the_vocabulary_of_a_mixture_is_learned_in_its_shares(tmp_path, folders, monkeypatch):
+    """Of the first samples that training takes, all of one source have been seen."""
+    sources = [open_source(str(folder)) for folder in folders]
+    mixture = open_source([f"{folders[0]}@3", f"{folders[1]}@1"])
+    settings = find_recipe("clip-tiny")
+    assert list(_to_learn_from(sources[0], settings)) == list(range(9))
+    order = training_order(mixture, settings.seed)
+    expected = [order.at(number) for number in range(14)]
+    assert list(_to_learn_from(mixture, settings)) == expected
+    monkeypatch.setattr(sys.modules["diptych.train.session"], "LEARN_FROM", 8)
+    assert list(_to_learn_from(mixture, settings)) == expected[:8]
+    joined = list(_to_learn_from(open_source([str(folder) for folder in folders]), settings))
+    assert len(set(joined)) == 8
+    assert max(joined) > 8  # the second source, too

@@ -104,9 +104,67 @@ def test_a_hostile_or_wrong_condition_is_refused_and_does_nothing(tmp_path, cond
     assert rows_where(TABLE, "width > 9").tolist() == [0, 1, 2]
 
 
-def test_columns_that_sql_takes_for_one_are_refused():
-    with pytest.raises(RequestError, match="duplicate column name"):
-        rows_where(pa.table({"A": ["x"], "a": ["y"]}), "a = 'y'")
+def test_columns_that_sql_takes_for_one_are_one():
+    table = pa.table({"A": ["x", None, None], "a": ["y", "y", None]})
+    assert rows_where(table, "a = 'y'").tolist() == [1]
+    assert rows_where(table, "A IS NULL").tolist() == [2]
+
+
+def test_a_column_that_a_file_lacks_is_null_there(tmp_path):
+    parquet(tmp_path / "a.parquet", image=[png()], text=["x"])
+    parquet(tmp_path / "b.parquet", image=[png()], text=["y"], width=[7])
+    spec = str(tmp_path / "*.parquet")
+    assert open_source(spec, SourceOptions(where="width = 7")).captions(0) == ("y",)
+    assert open_source(spec, SourceOptions(where="width IS NULL")).captions(0) == ("x",)
+    said = refusal(RequestError, spec, where="height = 7")
+    assert "no such column: height. Columns are text, width;" in said
+
+
+def test_times_of_which_no_text_can_be_made_are_left_out(tmp_path):
+    spec = parquet(
+        tmp_path / "t.parquet",
+        image=[png()],
+        text=["x"],
+        zone=pa.array([0], pa.timestamp("us", tz="Bad/Zone")),
+        late=pa.array([10**18], pa.time64("us")),
+        width=[3],
+    )
+    assert open_source(spec).sample(0).metadata["width"] == 3
+    assert "no such column: zone" in refusal(RequestError, spec, where="zone > 1")
+
+
+def test_captions_that_look_like_dates_stay_as_they_are_written(tmp_path):
+    (tmp_path / "t.jsonl").write_text(
+        '{"image": "a.png", "captions": ["2020-01-01", "2021-02-03"]}\n'
+    )
+    source = open_source(str(tmp_path / "t.jsonl"))
+    assert source.captions(0) == ("2020-01-01", "2021-02-03")
+
+
+def test_a_csv_of_tabs_is_read_as_tabs(tmp_path):
+    (tmp_path / "t.csv").write_text("image\tcaption\na.png\tone, two\n")
+    assert open_source(str(tmp_path / "t.csv")).captions(0) == ("one, two",)
+
+
+def test_braces_without_measure_are_refused(monkeypatch):
+    monkeypatch.setattr("diptych.data.opening.MOST_FILES", 1000)
+    assert "runs backwards. Write {0..1}." in refusal(RequestError, "t{1..0}.tar")
+    for braces in ("{0..1000}", "{0..99}{0..9}{a,b}", "{0.." + "9" * 5000 + "}"):
+        assert "more than 1,000 files" in refusal(RequestError, f"t{braces}.tar")
+
+
+def test_sources_in_the_manner_of_webdataset_are_given_one_by_one(tmp_path):
+    said = refusal(RequestError, "a.tar::b.tar")
+    assert said == "a.tar::b.tar is several. Give each a --data of its own, without '::'."
+
+
+def test_tars_beside_pictures_are_named(tmp_path):
+    (tmp_path / "a.png").write_bytes(png())
+    (tmp_path / "t.tar").write_bytes(b"")
+    said = refusal(RequestError, tmp_path)
+    assert f"the tars beside the pictures are not read: give '{tmp_path}/*.tar'" in said
+    (tmp_path / "a.txt").write_text("x")
+    assert f"give '{tmp_path}/*.tar'" in open_source(str(tmp_path)).notes[-1]
 
 
 def test_a_table_with_nothing_to_ask_for_is_refused():

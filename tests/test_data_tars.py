@@ -197,8 +197,76 @@ def test_numbers_beyond_all_measure_are_no_trouble(tmp_path):
     )
     source = open_source(spec)
     assert source.size == 3
-    assert source.sample(1).metadata["width"] == -(10**500 - 1)
-    assert "cannot be used: " in refusal(RequestError, spec, where="width > 1")
+    assert "width" not in source.sample(1).metadata
+    assert "has no usable sample" in refusal(DataError, spec, where="width > 1")
+
+
+def test_values_that_sql_cannot_hold_do_not_keep_a_condition_from_the_others(tmp_path):
+    odd = [b"-1" + b"0" * 30, b"9" * 400, b'"\\ud800"', b"NaN", b"-Infinity", b"7"]
+    spec = tar_of(
+        tmp_path / "t.tar",
+        *((f"{n}.png", png(n)) for n in range(6)),
+        *((f"{n}.json", b'{"caption": "a", "w": %s, "\\udfff": 1}' % w) for n, w in enumerate(odd)),
+    )
+    assert list(captions(open_source(spec, SourceOptions(where="w = 7")))) == ["t:5"]
+    source = open_source(spec)
+    assert [dict(source.sample(n).metadata) for n in range(6)] == [{}] * 5 + [{"w": 7}]
+    spec = tar_of(tmp_path / "c.tar", ("1.png", png()), ("1.json", b'{"caption": "a \\ud800"}'))
+    assert open_source(spec).captions(0) == ("a ?",)
+
+
+def test_a_field_that_a_shard_lacks_is_null_there_and_one_that_all_lack_is_refused(tmp_path):
+    for name, said in (("a", {}), ("b", {"Width": 3}), ("c", {"width": 5})):
+        tar_of(
+            tmp_path / f"{name}.tar",
+            ("1.png", png()),
+            ("1.txt", b"x"),
+            *((("1.json", said),) if said else ()),
+        )
+    spec = str(tmp_path / "*.tar")
+    kept = {
+        where: list(captions(open_source(spec, SourceOptions(where=where))))
+        for where in ("width > 2", "width IS NULL", "width > 4 OR txt = 'y'")
+    }
+    assert list(kept.values()) == [["b:1", "c:1"], ["a:1"], ["c:1"]]
+    said = refusal(RequestError, spec, where="height > 2")
+    assert "cannot be used: no such column: height. Columns are txt, Width, width;" in said
+
+
+def test_a_refused_condition_lists_ten_columns(tmp_path):
+    said = {f"f{n}": n for n in range(40)}
+    spec = tar_of(tmp_path / "t.tar", ("1.png", png()), ("1.txt", b"x"), ("1.json", said))
+    assert "f8, f9 and 31 more; write it as SQL" in refusal(RequestError, spec, where="height > 2")
+
+
+def test_a_condition_and_the_metadata_see_the_same_class(tmp_path):
+    members = [("1.png", png(1)), ("2.png", png(2)), ("1.txt", b"x"), ("2.txt", b"y")]
+    spec = tar_of(tmp_path / "t.tar", *members, ("1.cls", b"dog\n"), ("2.cls", b"1"))
+    source = open_source(spec, SourceOptions(where="cls = 'dog'"))
+    assert list(captions(source)) == ["t:1"]
+    assert source.sample(0).metadata == {"cls": "dog"}
+    (tmp_path / "classnames.txt").write_text("owl\ncat\n")
+    source = open_source(spec, SourceOptions(where="cls = 'cat'"))
+    assert list(captions(source)) == ["t:2"]
+    assert source.sample(0).metadata == {"cls": "cat"}
+
+
+def test_a_text_of_more_than_1_mb_is_left_out_and_noted(tmp_path):
+    members = [("1.png", png(1)), ("1.txt", b"x"), ("2.png", png(2)), ("2.txt", b"x" * 1_000_001)]
+    source = open_source(tar_of(tmp_path / "t.tar", *members))
+    assert list(captions(source)) == ["t:1"]
+    assert source.notes[-1] == "t.tar: 1 texts of more than 1 MB, left out"
+
+
+def test_a_sparse_member_is_left_out_and_the_tar_is_whole(tmp_path):
+    spec = tar_of(tmp_path / "t.tar", ("1.png", png(1)), ("1.txt", b"x"))
+    sparse = tarfile.TarInfo("2.png")
+    sparse.pax_headers = {"GNU.sparse.size": "1000000", "GNU.sparse.map": "0,0"}
+    with tarfile.open(spec, "a", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(sparse)
+    source = open_source(spec)
+    assert list(captions(source)) == ["t:1"]
+    assert source.notes[-1] == "t.tar: 1 members are links or no plain files, left out"
 
 
 def test_a_condition_sees_the_fields_of_json_and_the_other_members(tmp_path):
@@ -252,7 +320,7 @@ def test_a_tar_that_is_cut_anywhere_is_an_error_or_goes_on_with_what_is_whole(tm
             continue
         said = refusal(DataError, path)
         assert said.startswith("shard t.tar ")
-        assert "Fetch the shard again, or set data.options.skip_damaged=true" in said
+        assert "Fetch the shard again, or add --skip-damaged" in said
         if not texts:
             with pytest.raises((DataError, RequestError), match=r"no usable|no column looks"):
                 open_source(str(path), SourceOptions(skip_damaged=True))
@@ -269,7 +337,7 @@ def test_a_cut_inside_a_picture_names_the_sample_and_the_bytes(tmp_path):
     path.write_bytes(path.read_bytes()[: start + 7])
     assert refusal(DataError, path) == (
         f"shard t.tar ends inside sample '2' after 7 of {end - start} bytes of its {name!r}. "
-        "Fetch the shard again, or set data.options.skip_damaged=true to continue with what is "
+        "Fetch the shard again, or add --skip-damaged to continue with what is "
         "before."
     )
     source = open_source(str(path), SourceOptions(skip_damaged=True))

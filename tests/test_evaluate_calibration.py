@@ -80,10 +80,6 @@ def statistics(pairs):
             brier_score(pairs, chance),
             lambda r: np.mean([(chance[row] - pairs.true[row]) ** 2 for row in r]),
         ),
-        "error": (
-            calibration_error(pairs, chance),
-            lambda r: error_oracle(chance[r], pairs.true[r]),
-        ),
         "precision": (
             precision_at(pairs, 0.1),
             lambda r: pairs.true[r][pairs.cosine[r] >= 0.1].mean(),
@@ -93,7 +89,7 @@ def statistics(pairs):
     }
 
 
-NAMES = ("auc", "average precision", "brier", "error", "precision", "recall", "balanced")
+NAMES = ("auc", "average precision", "brier", "precision", "recall", "balanced")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -123,12 +119,39 @@ def test_calibration_error_by_hand():
     pairs = Pairs(np.zeros(5), np.array([1, 0, 0, 1, 1], bool), np.arange(5))
     probability = np.array([0.30, 0.32, 0.0, 1.0, 0.99])  # bins 4, 4, 0, 14, 14
     by_hand = (abs(0.62 - 1) + abs(0.0 - 0) + abs(1.99 - 2)) / 5
-    assert calibration_error(pairs, probability)(np.ones((1, 5), np.int64))[0] == pytest.approx(
-        by_hand
-    )
+    assert calibration_error(pairs, probability).value == pytest.approx(by_hand)
     table = reliability(pairs, probability)
     assert [(round(one.low * BINS), one.pairs) for one in table] == [(0, 1), (4, 2), (14, 2)]
     assert (table[1].said, table[1].true) == (pytest.approx(0.31), 0.5)
+
+
+def test_the_calibration_error_and_its_chance_are_those_of_the_definition(pairs):
+    said = np.random.default_rng(0).random(80)
+    found = calibration_error(pairs, said, draws=50, seed=5)
+    assert found.value == pytest.approx(error_oracle(said, pairs.true))
+    random = np.random.default_rng(5)
+    noted = [error_oracle(said, random.random(80) < said) for _ in range(50)]
+    assert found.by_chance.mean == pytest.approx(np.mean(noted))
+    assert found.by_chance.high == pytest.approx(np.percentile(noted, 97.5))
+    assert found == calibration_error(pairs, said, draws=50, seed=5)
+    assert found != calibration_error(pairs, said, draws=50, seed=6)
+
+
+def test_perfect_probabilities_seldom_exceed_what_chance_allows_and_wrong_ones_do():
+    random = np.random.default_rng(3)
+    inside, values, means = 0, [], []
+    for seed in range(40):
+        said = random.beta(0.5, 3, size=500)
+        drawn = Pairs(np.zeros(500), random.random(500) < said, np.arange(500) // 10)
+        found = calibration_error(drawn, said, draws=100, seed=seed)
+        values.append(found.value)
+        means.append(found.by_chance.mean)
+        inside += found.value <= found.by_chance.high
+        wrong = calibration_error(drawn, np.sqrt(said), draws=100, seed=seed)
+        assert wrong.value > wrong.by_chance.high
+    assert inside >= 36
+    assert np.mean(values) == pytest.approx(np.mean(means), rel=0.1)
+    assert np.mean(means) > 0.015  # far from 0, although every probability is right
 
 
 def test_a_share_of_none_or_all_has_the_exact_interval():
@@ -234,6 +257,9 @@ def test_a_perfect_model_tells_all_pairs_and_the_result_is_plain_json():
     assert values == json.loads(json.dumps(values))
     assert values["calibration"]["model_fingerprint"] == "perfect"
     assert "calibrated probability = sigmoid(" in result.summary()
+    chance = values["calibrated"]["calibration_error"]["by_chance"]
+    shown = f"a perfect one shows {chance['mean']:.3f}, up to {chance['high']:.3f}"
+    assert shown in result.summary()
 
 
 def test_a_softmax_model_has_no_probability_of_its_own():

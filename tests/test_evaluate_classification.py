@@ -78,11 +78,13 @@ def test_a_model_that_says_the_same_of_everything_is_never_right():
 def test_the_mean_of_classes_varies_as_drawing_within_each_class_does():
     hits = [[1, 1, 1, 0], [0, 0, 1, 0, 0, 1, 0], [1] * 9 + [0] * 3]
     random = np.random.default_rng(1)
-    noted = []
+    value, noted = np.mean([np.mean(of) for of in hits]), []
     for _ in range(4000):
-        shares = [np.mean([of[pick] for pick in random.integers(len(of), size=len(of))])
-                  for of in hits]  # fmt: skip
-        noted.append(np.mean(shares))
+        off = []
+        for of in hits:
+            probability = (sum(of) + 0.5) / (len(of) + 1)
+            off.append(np.mean(random.random(len(of)) < probability) - probability)
+        noted.append(value + np.mean(off))
     right, pictures = np.array([[sum(of), len(of)] for of in hits] + [[0, 0]]).T
     found = mean_of_classes(right, pictures, resamples=4000)
     assert found.value == pytest.approx(np.mean([np.mean(of) for of in hits]))
@@ -90,6 +92,25 @@ def test_the_mean_of_classes_varies_as_drawing_within_each_class_does():
     assert found.low == pytest.approx(low, abs=0.02)
     assert found.high == pytest.approx(high, abs=0.02)
     assert mean_of_classes(right, pictures, seed=3) == mean_of_classes(right, pictures, seed=3)
+
+
+def test_classes_of_one_picture_have_an_interval():
+    found = mean_of_classes(np.array([1, 0, 0, 0]), np.ones(4, np.int64))
+    assert found.value == 0.25
+    assert found.low < 0.1
+    assert found.high > 0.5
+
+
+@pytest.mark.parametrize(("classes", "pictures"), [(50, 1), (60, 2), (30, 4)])
+@pytest.mark.parametrize("share", [0.25, 0.8, None])
+def test_the_interval_of_small_classes_holds_the_truth(classes, pictures, share):
+    random, inside = np.random.default_rng(classes), 0
+    sizes = np.full(classes, pictures)
+    for seed in range(100):
+        truth = random.beta(4, 1, classes) if share is None else np.full(classes, share)
+        found = mean_of_classes(random.binomial(sizes, truth), sizes, resamples=300, seed=seed)
+        inside += found.low <= truth.mean() <= found.high
+    assert inside >= 88
 
 
 @pytest.mark.parametrize("width", [1, 10**9])

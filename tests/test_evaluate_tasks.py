@@ -10,6 +10,7 @@ from small import Listed, picture_of
 from diptych.data.opening import open_source
 from diptych.data.prompts import TEMPLATES
 from diptych.errors import DataError, RequestError
+from diptych.evaluate import probe
 from diptych.evaluate.clip_benchmark import clip_benchmark
 from diptych.evaluate.judge import Judged, result_file, samples_to_take
 from diptych.evaluate.probe import divide
@@ -160,6 +161,25 @@ def test_a_division_keeps_a_fifth_of_each_class_and_depends_on_the_seed_alone():
     assert [sum(labels[row] == (name,) for row in held) for name in CLASSES] == [4, 1, 0]
     np.testing.assert_array_equal(held, divide(labels, seed=1)[1])
     assert held.tolist() != divide(labels, seed=2)[1].tolist()
+
+
+def test_a_picture_of_two_classes_is_not_both_fitted_and_chosen_on(monkeypatch):
+    source = labelled(range(30))
+    source.samples += [(picture_of(n), (CLASSES[n % 2],)) for n in range(40, 48)]
+    source.samples += [(picture_of(n), ("blue",)) for n in range(40, 48)]  # copies: two classes
+    source.size = len(source.samples)
+    seen, choose = [], probe.choose_strength
+
+    def noting(*parts):
+        seen.extend({row.tobytes() for row in vectors} for vectors in (parts[0], parts[2]))
+        return choose(*parts)
+
+    monkeypatch.setattr(probe, "choose_strength", noting)
+    test = labelled(range(60, 66))
+    for seed in range(5):
+        evaluate(Colours(), source, task="probe", test=test, seed=seed, resamples=100)
+        fitted, chosen = seen[-2:]
+        assert not fitted & chosen
 
 
 def test_a_setting_of_another_task_is_refused():

@@ -13,7 +13,7 @@ from small import caption_of, picture_folder, picture_of, random_model
 from diptych.data.opening import open_source
 from diptych.data.prepared import DECODERS
 from diptych.data.vectors import Vectors, VectorsHeader, part_path, read_vectors
-from diptych.errors import DataError, RequestError
+from diptych.errors import CheckpointError, DataError, RequestError
 from diptych.predict.embed import embed
 from diptych.predict.model import _check_list, choose_device, load
 from diptych.recipes import find_recipe
@@ -135,8 +135,12 @@ def test_a_corrupt_picture_is_named(clip, tmp_path, broken):
     path.write_bytes(broken)
     with pytest.raises(DataError, match=r"holiday\.png"):
         clip.encode_image([picture_of(1), path])
-    with pytest.raises(DataError, match=r"nowhere\.png"):
-        clip.encode_image([tmp_path / "nowhere.png"])
+
+
+def test_a_picture_file_that_does_not_exist_is_a_wrong_request(clip, tmp_path):
+    for path in (tmp_path / "nowhere.png", str(tmp_path / "nowhere.png")):
+        with pytest.raises(RequestError, match=r"there is no picture file .*nowhere\.png\. Check"):
+            clip.encode_image([picture_of(1), path])
 
 
 def test_softmax_scores_are_the_softmax_over_texts(tmp_path):
@@ -165,8 +169,10 @@ def test_an_unknown_device_is_refused():
 
 
 def test_a_folder_without_model_is_refused(tmp_path):
-    with pytest.raises(Exception, match="there is no model in"):
+    with pytest.raises(CheckpointError, match="there is no model in"):
         load(tmp_path)
+    with pytest.raises(RequestError, match="nothing is there"):
+        load(tmp_path / "nowhere")
 
 
 def test_embed_writes_the_vectors_of_every_picture(clip, tmp_path):

@@ -9,7 +9,7 @@ from small import picture_of, random_model
 from diptych.cli import run
 from diptych.data.calibration import Calibration
 from diptych.data.prompts import TEMPLATES
-from diptych.errors import DataError, RequestError
+from diptych.errors import RequestError
 from diptych.predict.classify import classify_files, picture_files
 
 LABELS = ["red thing", "blue", "a large green one"]
@@ -59,7 +59,7 @@ def test_one_label_is_enough_and_none_or_two_alike_are_refused(tmp_path):
             model.classify([picture_of(1)], labels)
     with pytest.raises(RequestError, match="has no place for the label"):
         model.classify([picture_of(1)], ["red"], ["a photo"])
-    with pytest.raises(DataError, match=r"nowhere\.png"):
+    with pytest.raises(RequestError, match=r"nowhere\.png"):
         model.classify([tmp_path / "nowhere.png"], ["red"])
 
 
@@ -138,7 +138,8 @@ def test_the_command_says_what_it_sees_and_tells_what_it_left_out(capsys, saved,
     [
         ((), 2, "neither is given. Write: --labels cat,dog."),
         (("--labels", "a", "--labels-file", "x"), 2, "both are given"),
-        (("--labels", "a,,b"), 2, "label 2 of 3 is blank"),
+        (("--labels", ""), 2, "--labels is '' and holds no label. Write: --labels cat,dog."),
+        (("--labels", " , "), 2, "--labels is ' , ' and holds no label. Write: --labels cat,dog."),
         (("--labels", "a,b,a"), 2, "the label 'a' is given twice"),
         (("--labels-file", "nowhere.txt"), 2, "nowhere.txt cannot be read: No such file"),
         (("--labels", "a,b", "--templates", "nowhere.txt"), 2, "nowhere.txt cannot be read"),
@@ -150,6 +151,14 @@ def test_wrong_requests_end_with_a_line_that_says_what_to_do(
 ):
     assert run(["classify", str(saved), str(pictures / "broken.png"), *options]) == code
     assert words in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_blank_pieces_between_commas_are_no_labels(capsys, saved, pictures):
+    asked = ["classify", str(saved), str(pictures / "a.png"), "--labels", "red,,blue,", "--json"]
+    assert run(asked) == 0
+    answer = json.loads(capsys.readouterr().out)
+    (found,) = answer["pictures"].values()
+    assert sorted(one["label"] for one in found) == ["blue", "red"]
 
 
 def test_one_label_is_told_to_mean_nothing_for_a_model_that_compares(capsys, saved, pictures):

@@ -8,6 +8,8 @@ from small import caption_of, picture_folder, picture_of, random_model
 
 from diptych.checkpoint import save_bundle
 from diptych.cli import run
+from diptych.search import nearest
+from diptych.search.library import Library
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,8 @@ def test_indexing_and_searching_a_folder(capsys, model, photos):
     assert out.startswith(
         "photos.library holds 7 pictures: 7 added, 1 could not be read (7 embedded, "
     )
-    assert err.startswith(f"left out {photos / '003.png'}: picture ")
+    assert err.startswith(f"left out {photos / '003.png'}: the picture of 18 bytes ")
+    assert err.endswith("tried again when they change, or with --retry\n")
     again = answer(capsys, "index", model, photos)
     assert (again["unchanged"], again["embedded"], again["pictures"]) == (7, 0, 7)
     code, out, _ = said(capsys, "search", "photos.library", "red thing", "-k", 3)
@@ -100,14 +103,14 @@ def test_wrong_requests_are_one_line_with_the_remedy(capsys, model, photos, tmp_
         (library, "a search takes words or --image, and neither was given"),
         ((*library, " "), "a search takes words, and ' ' holds none"),
         ((*library, "x", "--where", "widht > 1"), "Did you mean 'width'?"),
-        ((*library, "x", "--model", tmp_path / "other"), "there is no model in"),
+        ((*library, "x", "--model", tmp_path / "other"), "other: nothing is there. Check"),
         (("index", model, photos, "--library", photos), "holds other files and no library"),
         (("index", model, "--library", "new.library"), "no folder is given, and none was added"),
         (("index", model, "none"), "there is nothing at none"),
     ):
         code, line = refusal(capsys, *arguments)
         assert words in line
-        assert code == (1 if "no model" in words else 2)
+        assert code == 2
 
 
 def test_a_library_without_pictures_or_fitting_ones_says_so(capsys, model, photos):
@@ -124,13 +127,30 @@ def test_a_library_without_pictures_or_fitting_ones_says_so(capsys, model, photo
     assert answer(capsys, "search", "photos.library", "red", "--where", "0") == {"hits": []}
 
 
+def test_the_index_is_announced_only_where_it_is_used(capsys, model, photos, monkeypatch):
+    answer(capsys, "index", model, photos)
+    monkeypatch.setattr(nearest, "TAIL_ROWS", 2)
+    search = ("search", "photos.library", "red")
+    opened, original = [], Library.open.__func__
+    monkeypatch.setattr(
+        Library, "open", classmethod(lambda *a, **k: (opened.append(a), original(*a, **k))[1])
+    )
+    code, _, err = said(capsys, *search, "--where", "width > 1")
+    assert (code, err, len(opened)) == (0, "", 1)
+    code, _, err = said(capsys, *search)
+    assert (code, err, len(opened)) == (0, "the index takes in 7 pictures first\n", 2)
+    assert said(capsys, *search)[2] == ""
+
+
 def test_a_model_that_moved_is_asked_for(capsys, model, photos, tmp_path):
     moved = shutil.copytree(model, tmp_path / "copy")
     answer(capsys, "index", moved, photos)
     moved.rename(tmp_path / "elsewhere")
     code, line = refusal(capsys, "search", "photos.library", "red")
     assert code == 2
-    assert line.endswith("Give it with --model, or build a new library.\n")
+    assert line.endswith(
+        "Give it with --model, or build a new library: diptych index MODEL DIR --library NEW.\n"
+    )
     hits = answer(capsys, "search", "photos.library", "red", "--model", tmp_path / "elsewhere")
     assert len(hits["hits"]) == 7
     answer(capsys, "index", tmp_path / "elsewhere", photos)

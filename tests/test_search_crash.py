@@ -1,5 +1,6 @@
 """A library outlives what happens to it: kill -9 of a real process, other processes, full disks."""
 
+import itertools
 import shutil
 import signal
 import sqlite3
@@ -17,6 +18,9 @@ from diptych.search import intake, nearest
 from diptych.search.library import Library
 
 SIDE = 4
+
+ROOM = 20
+"""Lines that a process may go on after the one at which its killer strikes."""
 
 
 class ShrinkingModel:
@@ -55,14 +59,24 @@ def found_first(library, number):
     return Path(hit.key).name if hit.score > 0.9999 else None
 
 
-def add_and_tell(folder, photos):
-    """Add pictures five at a time and say, after each commit, how many are in."""
+def add_and_tell(folder, photos, last=None):
+    """Add pictures five at a time and say, after each commit, how many are in.
+
+    After line number `last` it waits to be killed, so that it never ends before.
+    """
     intake.CHUNK = 5
     nearest.TAIL_ROWS = 12  # the index is written too, again and again
-    with Library.open(folder, model=ShrinkingModel()) as library:
+    lines = itertools.count(1)
+    with Library.open(folder, model=ShrinkingModel(), wait_s=120) as library:
+
+        def tell(*_):
+            print(committed(library), flush=True)
+            if next(lines) == int(last or 0):
+                signal.pause()
+
         for start in range(0, 400, 20):
             files = sorted(Path(photos).iterdir())[start : start + 20]
-            library.add(files, progress=lambda *_: print(committed(library), flush=True))
+            library.add(files, progress=tell)
         print("end", flush=True)
 
 
@@ -84,12 +98,12 @@ def photos(tmp_path_factory):
 @pytest.mark.parametrize("lines", [1, 3, 9, 30])
 def test_kill_9_while_adding_loses_no_committed_row(tmp_path, photos, lines):
     folder = tmp_path / "l"
-    with started("add", folder, photos) as process:
+    with started("add", folder, photos, lines + ROOM) as process:
         said = [int(process.stdout.readline()) for _ in range(lines)]
         process.send_signal(signal.SIGKILL)
         rest = process.stdout.read().split()
     assert process.returncode == -signal.SIGKILL
-    promised = max([*said, *(int(line) for line in rest if line != "end")])
+    promised = max([*said, *map(int, rest)])
     with Library.open(folder, model=ShrinkingModel()) as library:
         assert promised <= len(library) <= 400
         check_sound(library)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from diptych.errors import RequestError, StorageError
-from diptych.search import nearest
+from diptych.search import conditions, nearest
 from diptych.search.library import Library
 
 DIMENSIONS = 16
@@ -165,6 +165,64 @@ def test_an_index_of_another_history_is_not_used(made, short_tail):
         assert recall(again, other, unit(random, 20)) >= 0.99
 
 
+def test_a_reader_whose_index_file_was_replaced_loses_no_vector(made, monkeypatch):
+    monkeypatch.setattr(nearest, "TAIL_ROWS", 12)
+    library, vectors, _ = made
+    fill(library, vectors, 0, 100)
+    with Library.open(library.path, model=library.model) as other:
+        assert found(other, vectors[3], 1) == ["3"]
+        library.rebuild_index()
+        fill(other, vectors, 100, 120)
+    with Library.open(library.path, model=library.model) as again:
+        for reader in (library, again):
+            assert len(found(reader, vectors[0], 120)) == 120
+            assert reader._near.indexed == 120
+
+
+def test_a_writer_whose_file_is_gone_builds_the_whole_index(made, short_tail):
+    library, vectors, _ = made
+    fill(library, vectors, 0, 100)
+    with Library.open(library.path, model=library.model) as other:
+        assert found(other, vectors[3], 1) == ["3"]
+        (file,) = index_files(library)
+        file.unlink()
+        fill(other, vectors, 100, 150)
+        assert (other._near.indexed, other._near._known) == (150, 150)
+
+
+def test_an_index_with_fewer_vectors_than_were_recorded_is_not_used(made, short_tail):
+    library, vectors, _ = made
+    fill(library, vectors, 0, 100)
+    with library._rows.transaction():
+        library._rows.database.execute(
+            "UPDATE about SET value = json_set(value, '$.count', 101) WHERE name = 'index'"
+        )
+    with Library.open(library.path, model=library.model) as again:
+        assert again.waiting == 100
+        assert len(found(again, vectors[0], 100)) == 100
+
+
+def test_a_file_that_is_replaced_while_it_is_opened_is_read_under_its_new_name(
+    made, short_tail, monkeypatch
+):
+    library, vectors, _ = made
+    fill(library, vectors, 0, 100)
+    fingerprint, replaced = nearest.file_fingerprint, []
+
+    def replacing(path):
+        if not replaced:
+            replaced.append(path)
+            library.rebuild_index()
+        return fingerprint(path)
+
+    with Library.open(library.path, model=library.model) as again:
+        monkeypatch.setattr(nearest, "file_fingerprint", replacing)
+        assert again.waiting == 0
+        assert again._near.indexed == 100
+    assert len(replaced) == 1
+    assert not replaced[0].exists()
+
+
 def test_where_the_index_cannot_be_written_the_search_goes_on_in_memory(made, monkeypatch):
     library, vectors, random = made
     fill(library, vectors, 0, 600)
@@ -251,7 +309,14 @@ def test_a_condition_gives_exactly_the_nearest_of_what_it_keeps(
         ("true; DROP TABLE pictures", "cannot be used: near"),
         ("key IN (SELECT value FROM about)", "access to about.value is prohibited"),
         ("EXISTS (SELECT 1 FROM sqlite_master)", "cannot be used: "),
-        ("1) UNION SELECT 'a', 'b' FROM (SELECT 1", "selects something else than pictures"),
+        ("1) UNION SELECT 'a', 'b' FROM (SELECT 1", "it closes a parenthesis that it never opens"),
+        ("1) UNION SELECT 1, (2", "it closes a parenthesis that it never opens"),
+        ("'(' = ')') LIMIT (1", "it closes a parenthesis that it never opens"),
+        ("/* ( */ 1 -- (\n) ORDER BY (1", "it closes a parenthesis that it never opens"),
+        ("'a", "cannot be used: unrecognized token"),
+        ("(1", "cannot be used: "),
+        ('"yaer" = 2003', "there is no column 'yaer' in the library. Did you mean 'year'?"),
+        ("length(zeroblob(20000000)) > 1", "cannot be used: string or blob too big"),
         (
             "(WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i FROM n) SELECT max(i) FROM n)",
             "not authorized",
@@ -269,6 +334,28 @@ def test_a_condition_that_cannot_be_used_is_named_and_does_nothing(made, conditi
     assert fill(library, vectors, 20, 40).added == 20
 
 
+def test_a_condition_that_takes_too_long_is_stopped(made, monkeypatch):
+    library, vectors, _ = made
+    fill(library, vectors, 0, 40)
+    monkeypatch.setattr(conditions, "LONGEST_S", -1.0)
+    with pytest.raises(RequestError, match="cannot be used: it takes longer than -1 s"):
+        library.search(
+            as_text(vectors[0]), where="(SELECT count(*) FROM pictures, pictures b, pictures c)"
+        )
+    assert found(library, vectors[3], 1, where="year = 2003") == ["3"]
+
+
+def test_metadata_of_a_name_that_files_have_too_are_seen_where_the_file_is_silent(made):
+    library, vectors, _ = made
+    said = [{"date": "2021-01-01", "name": "tower", "width": 640}, {"Date": "1999-01-01"}]
+    library.add_vectors(["0", "1"], vectors[:2], metadata=said)
+    query = vectors[0]
+    assert found(library, query, where="date >= '2020' AND name = 'tower'") == ["0"]
+    assert found(library, query, where="width = 640") == ["0"]
+    assert found(library, query, where="date < '2020'") == ["1"]
+    assert found(library, query, where="\"date\" < '2020' AND '\"' <> ')'") == ["1"]
+
+
 @pytest.mark.parametrize("name", ['a"b', "it's", "Key", "with space", "$.x", "date"])
 def test_any_name_of_metadata_is_stored_and_none_breaks_a_condition(made, name):
     library, vectors, _ = made
@@ -277,6 +364,21 @@ def test_any_name_of_metadata_is_stored_and_none_breaks_a_condition(made, name):
     assert hit.metadata == {name: 5}
     if name in ("it's", "with space", "$.x"):
         assert found(library, vectors[0], where=f'"{name}" = 5') == ["0"]
+
+
+def test_a_key_given_twice_is_refused(made):
+    library, vectors, _ = made
+    with pytest.raises(RequestError, match=r"the key 'x' is given twice\. Give each picture a key"):
+        library.add_vectors(["x", "y", "x"], vectors[:3])
+    assert len(library) == 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_metadata_that_json_cannot_hold_are_refused(made, value):
+    library, vectors, _ = made
+    with pytest.raises(RequestError, match="the metadata of 'x' say 'year': "):
+        library.add_vectors(["x"], vectors[:1], metadata=[{"year": value}])
+    assert len(library) == 0
 
 
 @pytest.mark.parametrize(

@@ -210,6 +210,96 @@ def test_a_folder_that_is_missing_or_empty_loses_nothing(library, photos, tmp_pa
     assert counts(library.update()) == {"unchanged": 12}
 
 
+def test_a_disk_that_refuses_costs_no_row_and_leaves_no_mark(tmp_path, model, photos):
+    file = photos / "003.png"
+    with diptych.Library.open(tmp_path / "l", model=model) as library:
+        library.add([file])
+        file.unlink()
+        file.symlink_to(file)  # a circle: the system refuses to open it
+        for _ in range(2):
+            changes = library.update()
+            assert counts(changes) == {"unreadable": 1}
+            reason = changes.unreadable[str(file)]
+            assert reason.startswith("it cannot be read now: Too many levels of symbolic links")
+        assert (len(library), library.unreadable) == (1, {})
+        file.unlink()
+        picture_of(3).save(file)
+        assert counts(library.update()) == {"unchanged": 1}
+
+
+def test_a_missing_picture_that_the_captions_name_is_told_with_the_remedy(tmp_path, model):
+    photos = picture_folder(tmp_path / "photos", 4)
+    with diptych.Library.open(tmp_path / "l", model=model) as library:
+        library.add([photos])
+        (photos / "002.png").rename(photos / "020.png")
+        library.update()
+        for _ in range(2):
+            assert library.update().unreadable == {
+                str(photos / "002.png"): f"the file is not there, and {photos / 'captions.csv'} "
+                "names it. Correct that line, or put it back."
+            }
+        assert (len(library), library.unreadable) == (4, {})
+
+
+def test_a_file_that_is_replaced_while_it_is_read_keeps_content_and_vector_together(
+    library, photos, model
+):
+    file, prepare = photos / "new.png", model.prepare
+    picture_of(30).save(file)
+    model.prepare = lambda picture: (picture_of(60).save(file), prepare(picture))[1]
+    try:
+        assert counts(library.update())["embedded"] == 1
+    finally:
+        del model.prepare
+    (hit,) = library.search(image=picture_of(30), count=1)
+    assert (Path(hit.key).name, hit.score) == ("new.png", pytest.approx(1, abs=1e-5))
+    library.update()
+    (hit,) = library.search(image=picture_of(60), count=1)
+    assert (Path(hit.key).name, hit.score) == ("new.png", pytest.approx(1, abs=1e-5))
+
+
+def test_an_added_folder_below_another_that_is_empty_loses_nothing(library, photos, tmp_path):
+    (photos / "drive").mkdir()
+    picture_of(40).save(photos / "drive" / "040.png")
+    library.add([photos / "drive"])
+    (photos / "drive" / "040.png").unlink()
+    (photos / "000.png").unlink()
+    assert counts(library.update()) == {"unchanged": 11, "removed": 1, "gone": 1}
+    (photos / "drive").rmdir()
+    assert counts(library.update()) == {"unchanged": 11, "gone": 1}
+    assert len(library) == 12
+
+
+def test_a_folder_that_was_deleted_leaves_with_its_pictures(library, photos):
+    (photos / "trip").mkdir()
+    for number in (40, 41):
+        picture_of(number).save(photos / "trip" / f"{number:03}.png")
+    assert counts(library.update())["added"] == 2
+    for number in (40, 41):
+        (photos / "trip" / f"{number:03}.png").unlink()
+    assert counts(library.update())["gone"] == 2  # an empty folder may be a mount point
+    (photos / "trip").rmdir()
+    assert counts(library.update())["removed"] == 2
+
+
+def test_updating_a_single_picture_does_not_take_in_its_folder(tmp_path, model, photos):
+    with diptych.Library.open(tmp_path / "l", model=model) as library:
+        library.add([photos / "003.png"])
+        for _ in range(2):
+            assert counts(library.update()) == {"unchanged": 1}
+        assert library.roots == []
+
+
+def test_progress_never_shows_more_than_all(tmp_path, model):
+    photos = picture_folder(tmp_path / "photos", 4)
+    (photos / "003.png").rename(photos / "030.png")
+    shown = []
+    with diptych.Library.open(tmp_path / "l", model=model) as library:
+        library.add([photos], progress=lambda done, total: shown.append((done, total)))
+    assert shown
+    assert all(done <= total for done, total in shown)
+
+
 def test_a_moved_folder_is_recognised(library, photos, tmp_path):
     photos.rename(tmp_path / "elsewhere")
     assert counts(library.add([tmp_path / "elsewhere"])) == {"moved": 12}
@@ -306,6 +396,11 @@ def test_another_model_is_refused_with_the_remedy(library, tmp_path, model):
     )
     with diptych.Library.open(tmp_path / "photos.library") as opened:
         assert (opened.model_path, opened.model_fingerprint) == (model.path, "random clip")
+        opened._rows.database.execute("UPDATE about SET value = '/gone' WHERE name = 'model'")
+    said = refusal(RequestError, diptych.Library.open, tmp_path / "photos.library", model=other)
+    assert said.endswith(
+        "That model is no longer there: build a new library: diptych index MODEL DIR --library NEW."
+    )
 
 
 def test_what_is_no_library_is_refused_and_left_as_it_is(tmp_path, model, photos):
@@ -423,7 +518,7 @@ def test_wrong_paths_are_refused(library, tmp_path):
     assert "remove takes a list of paths" in refusal(RequestError, library.remove, "x")
     said = refusal(RequestError, library.add, [tmp_path / "none"])
     assert said == f"there is nothing at {tmp_path / 'none'}. Check the path."
-    said = refusal(DataError, library.search, image=tmp_path / "none.png")
+    said = refusal(RequestError, library.search, image=tmp_path / "none.png")
     assert "there is no picture file" in said
 
 

@@ -1,6 +1,8 @@
 """The averaged weights against the plain recursion in numpy, and a run that keeps them."""
 
 import math
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -161,6 +163,43 @@ def test_a_run_does_not_gain_averages_when_it_is_resumed(tmp_path, quiet):
     train(small_run("steps=2"), tmp_path / "run", live=quiet)
     with pytest.raises(ConfigError, match=r"has ema=None, not 0\.9"):
         train(small_run("ema=0.9"), tmp_path / "run", resume=True, live=quiet)
+
+
+def test_a_run_does_not_lose_its_averages_or_change_their_decay_when_it_is_resumed(tmp_path, quiet):
+    train(small_run("steps=1", "ema=0.9"), tmp_path / "run", live=quiet)
+    for setting, words in (("ema=null", r"not None"), ("ema=0.5", r"not 0\.5")):
+        with pytest.raises(ConfigError, match=rf"has ema=0\.9, {words}\. Give the same settings"):
+            train(small_run("steps=2", setting), tmp_path / "run", resume=True, live=quiet)
+
+
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_a_frozen_tower_is_kept_to_the_bit_and_the_rest_is_averaged(tmp_path, quiet, tower):
+    settings = (f"model.{tower}.frozen=true", "ema=0.9", "steps=3", "data.val=null")
+    result = train(small_run(*settings), tmp_path / "run", live=quiet)
+    kept = load_bundle(result.checkpoint).model.state_dict()
+    trained = load_file(result.checkpoint / "trainer.safetensors")
+    other = {"image": "text", "text": "image"}[tower]
+    for name, weight in kept.items():
+        if name.startswith(f"{tower}."):
+            assert torch.equal(weight, trained[name]), name
+    moved = [not torch.equal(kept[n], trained[n]) for n in kept if n.startswith(f"{other}.")]
+    assert sum(moved) > len(moved) / 2
+
+
+def test_a_run_measured_in_minutes_keeps_its_average_and_goes_on(tmp_path, quiet):
+    def stop(model, tokenizer):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {}
+
+    settings = ("ema=0.9", "data.val=null", "optimizer.warmup=0")
+    hour = small_run(*settings, "steps=null", "minutes=60")
+    first = train(hour, tmp_path / "run", live=quiet, evaluators={"stop": stop})
+    assert (first.steps, first.finished) == (3, False)
+    kept = load_bundle(first.checkpoint).model.state_dict()
+    trained = load_file(first.checkpoint / "trainer.safetensors")
+    assert not torch.equal(kept["log_scale"], trained["log_scale"])
+    again = train(small_run(*settings, "steps=5"), tmp_path / "run", resume=True, live=quiet)
+    assert (again.new_steps, again.finished) == (2, True)
 
 
 def test_a_checkpoint_that_lost_its_weights_in_training_is_named(tmp_path, quiet):

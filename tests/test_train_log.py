@@ -1,11 +1,15 @@
 """The record, the line for people, and the warnings."""
 
+import io
 import json
 import os
 import select
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from small import picture_folder
 
 from diptych.errors import StorageError
 from diptych.train.log import Live, RunLog, Watch, live_text, read_log
@@ -135,6 +139,59 @@ def test_on_a_terminal_the_line_is_rewritten_in_place():
             said += os.read(ours, 1000)
     os.close(ours)
     assert said == expected
+
+
+class Deaf(io.StringIO):
+    """A stream that takes `room` writes and then fails."""
+
+    def __init__(self, room):
+        super().__init__()
+        self.room, self.tries = room, 0
+
+    def write(self, text):
+        self.tries += 1
+        if self.tries > self.room:
+            raise BrokenPipeError(32, "Broken pipe")
+        return super().write(text)
+
+
+def test_a_stream_that_fails_is_left_alone_from_then_on():
+    stream = Deaf(2)
+    live = Live(stream, every_s=0.0)
+    for number in range(3):
+        live.say(f"line {number}")
+        live.show(f"step {number}", last=True)
+    assert stream.getvalue() == "line 0\nstep 0\n"
+    assert stream.tries == 3
+
+
+def test_a_full_disk_under_the_live_line_is_no_error():
+    with Path("/dev/full").open("w", buffering=1) as stream:
+        Live(stream).say("nobody reads this")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # closing flushes again
+
+
+DEAF_RUN = """
+import sys
+from small import small_run
+from diptych.train.loop import train
+sys.stdin.readline()
+run = small_run("steps=3", "data.val=null", f"data.source={sys.argv[1]}")
+print(train(run, sys.argv[2]).steps)
+"""
+
+
+def test_a_closed_pipe_does_not_stop_a_run(tmp_path):
+    source = picture_folder(tmp_path / "pictures", 12)
+    command = [sys.executable, "-c", DEAF_RUN, str(source), str(tmp_path / "run")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    path = {"PYTHONPATH": str(Path(__file__).parent)}
+    with subprocess.Popen(command, text=True, env=os.environ | path, **pipes) as process:
+        process.stderr.close()
+        process.stdin.write("go\n")
+        process.stdin.close()
+        assert process.stdout.read() == "3\n"
+    assert len(read_log(tmp_path / "run/log.jsonl")) == 3
 
 
 def test_the_live_line_tells_loss_speed_time_left_and_waiting():

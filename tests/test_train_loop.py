@@ -1,5 +1,6 @@
 """The loop in this process: losses, looks at held-out pairs, checkpoints, stops and refusals."""
 
+import io
 import json
 import math
 import os
@@ -43,10 +44,9 @@ GOLDEN = [
 
 
 @pytest.fixture
-def quiet(tmp_path):
-    """A live line that goes to a file."""
-    with (tmp_path / "said").open("w+") as stream:
-        yield Live(stream)
+def quiet():
+    """A live line that goes nowhere but to `said`."""
+    return Live(io.StringIO())
 
 
 def said(live):
@@ -431,6 +431,13 @@ def test_captions_that_lost_their_end_are_told_with_advice_and_counted(tmp_path,
     )
     train(run, tmp_path / "run", resume=True, live=quiet)  # done already: nothing new to tell
     assert said(quiet).count("lost their end") == 2
+
+
+def test_a_run_of_no_time_has_one_step(tmp_path, quiet):
+    run = small_run("steps=null", "minutes=1e-6", "data.val=null")
+    result = train(run, tmp_path / "run", live=quiet)
+    assert (result.steps, result.finished) == (1, True)
+    load_bundle(result.checkpoint)
 
 
 def test_captions_that_fit_are_not_talked_of(tmp_path, quiet):

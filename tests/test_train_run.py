@@ -69,7 +69,15 @@ def test_what_decides_no_number_may_change(setting):
         ("model.image.width=64", "has model.image.width=32, not 64"),
         ("precision=bf16", "has precision='fp32', not 'bf16'"),
         ("data.augment.flip=0.5", "has data.augment.flip=0.0, not 0.5"),
-        ("chunk=4", "has chunk=None, not 4"),
+        (
+            "chunk=4",
+            "has chunk=None, not 4. A resumed run repeats every bit, and another chunk rounds "
+            "otherwise. Give the same settings, or another --out",
+        ),
+        (
+            "tile=4",
+            "has tile=None, not 4. A resumed run repeats every bit, and another tile rounds",
+        ),
         ("ema=0.9", "has ema=None, not 0.9"),
         ("data.val=null", "has data.val='scenes:shapes:test', not None"),
     ],
@@ -77,6 +85,33 @@ def test_what_decides_no_number_may_change(setting):
 def test_what_decides_the_numbers_may_not_change_and_is_named(setting, words):
     with pytest.raises(ConfigError, match=words.replace(".", r"\.")):
         resumed(small_run(), small_run(setting))
+
+
+def test_another_kind_of_tower_wants_its_settings_with_it():
+    with pytest.raises(ConfigError) as caught:
+        small_run("model.image.kind=resnet")
+    assert str(caught.value) == (
+        "model.image has other settings when its kind is 'resnet', and those of the old kind do "
+        'not fit. Replace it whole (--set \'model.image={"kind":"resnet"}\', with what else '
+        "differs from the defaults beside the kind), or begin with a recipe of that kind."
+    )
+
+
+def test_a_whole_tower_is_replaced_as_the_error_says():
+    tower = small_run('model.image={"kind":"resnet","image_size":32,"width":16}').model.image
+    assert (tower.kind, tower.width) == ("resnet", 16)
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("model.image.kind=zebra", r"'model\.image\.kind' is 'zebra': known are 'vit', 'resnet'"),
+        ("model.image.kind=vit", r"'model\.image\.width' is -3"),
+    ],
+)
+def test_what_is_wrong_otherwise_is_said_as_ever(setting, words):
+    with pytest.raises(ConfigError, match=words):
+        small_run(setting, "model.image.width=-3")
 
 
 def test_the_length_may_change_its_kind():

@@ -1,5 +1,7 @@
 """One step by pieces against the plain step: the loss, every gradient, and what is kept."""
 
+import io
+import math
 import weakref
 from collections import Counter
 
@@ -12,10 +14,13 @@ from torch.autograd.graph import saved_tensors_hooks
 from diptych.batch import ImageTextBatch
 from diptych.comm import Comm
 from diptych.data.transforms import normalise
+from diptych.errors import ConfigError
+from diptych.losses.tiles import sum_dtype
 from diptych.models.dual_encoder import DualEncoder
+from diptych.train import session
 from diptych.train.log import Live, read_log
 from diptych.train.loop import train
-from diptych.train.step import Objective
+from diptych.train.step import Objective, pieces_of
 
 PAIRS = 10
 
@@ -177,7 +182,7 @@ def test_batch_norm_moves_its_running_statistics_once_per_piece():
     settings = small_run()
     model, batch = Normalised(start_model(settings)), random_batch(settings)
     by_hand, transform = nn.BatchNorm2d(3), settings.data.transform
-    for rows in (slice(0, 4), slice(4, 8), slice(8, 10)):
+    for rows in (slice(0, 3), slice(3, 6), slice(6, 10)):
         by_hand(normalise(batch.image[rows], transform.mean, transform.std))
     objective(settings, 4).backward(model, batch)
     for name, buffer in model.norm.named_buffers():
@@ -194,6 +199,69 @@ def test_judging_by_pieces_gives_the_same_loss_and_leaves_running_statistics():
     assert found == pytest.approx([expected] * 2, rel=1e-6)
     for name, buffer in model.named_buffers():
         assert torch.equal(buffer, before[name]), name
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 10, 64])
+@pytest.mark.parametrize("chunk", [1, 2, 3, 5, 64, 99, None])
+def test_pieces_are_few_and_even_and_cover_every_row_once(rows, chunk):
+    pieces = [list(range(rows))[piece] for piece in pieces_of(rows, chunk)]
+    assert [row for piece in pieces for row in piece] == list(range(rows))
+    sizes = {len(piece) for piece in pieces}
+    assert max(sizes) <= (chunk or rows)
+    assert max(sizes) - min(sizes) <= 1
+    assert len(pieces) == math.ceil(rows / (chunk or rows))
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype"),
+    [("cpu", torch.float64), ("cuda", torch.float64), ("mps", torch.float32)],
+)
+def test_losses_are_summed_in_what_the_device_has(device, dtype):
+    assert sum_dtype(torch.device(device)) == dtype
+
+
+RESNET = 'model.image={"kind":"resnet","image_size":32,"width":4,"layers":[1,1],"heads":4}'
+FROZEN = RESNET.replace("}", ',"frozen":true}')
+
+
+def told(tmp_path, *settings):
+    """What a run of one step with a residual network says."""
+    live = Live(io.StringIO())
+    run = small_run(RESNET, "steps=1", "data.val=null", *settings)
+    train(run, tmp_path / "run", live=live)
+    return live.stream.getvalue()
+
+
+def test_a_run_by_pieces_with_batch_norm_says_that_statistics_are_those_of_a_piece(tmp_path):
+    assert (
+        "chunk 3: batch norm uses the statistics of each piece, so loss and gradients are not "
+        "quite those of the whole batch\n"
+    ) in told(tmp_path, "chunk=3")
+
+
+@pytest.mark.parametrize("settings", [("chunk=8",), (), ("chunk=3", FROZEN)])
+def test_nothing_is_said_of_statistics_that_are_those_of_the_batch_or_fixed(tmp_path, settings):
+    assert "batch norm" not in told(tmp_path, *settings)
+
+
+@pytest.mark.parametrize(
+    ("batch", "chunk", "said"),
+    [
+        (8, 1, r"and the 8 of a process .*\(batch 8, chunk 1\)\. Use --chunk 3 or more\."),
+        (7, 2, r"and the 7 of a process .*\(batch 7, chunk 2\)\. Use --chunk 3 or more\."),
+    ],
+)
+def test_a_piece_of_one_pair_is_refused_where_there_is_batch_norm(tmp_path, batch, chunk, said):
+    with pytest.raises(ConfigError, match=said):
+        told(tmp_path, f"batch={batch}", f"chunk={chunk}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_pair_per_process_is_refused_but_where_statistics_are_joined():
+    run, eight = small_run(RESNET, "batch=8"), Comm(0, 8, 0)
+    with pytest.raises(ConfigError, match=r"\(batch 8, chunk None\)\. Use --batch 16 or more\."):
+        session._batch_norm_notes(run, eight, torch.device("cpu"))
+    assert session._batch_norm_notes(run, eight, torch.device("cuda")) == []
 
 
 def losses(folder):

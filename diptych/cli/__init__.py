@@ -54,8 +54,7 @@ def run(arguments: list[str]) -> int:
     except DiptychError as error:
         return _fail(str(error), error.exit_code, arguments)
     except UsageError as error:
-        said: str = error.format_message()  # type: ignore[attr-defined]
-        return _fail(f"{said.rstrip('.?')}. See diptych --help.", 2, arguments)
+        return _fail(_usage(error), 2, arguments)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("stopped", 1, arguments)
     except Exception as error:
@@ -65,6 +64,16 @@ def run(arguments: list[str]) -> int:
         return _fail(
             f"unexpected {what}. Set DIPTYCH_DEBUG=1 to see where, and report it.", 1, arguments
         )
+
+
+def _usage(error: Exception) -> str:
+    """What the parser could not read, and what to do about it."""
+    said: str = error.format_message()  # type: ignore[attr-defined]
+    context = error.ctx  # type: ignore[attr-defined]
+    remedy = f"See {context.command_path if context else 'diptych'} --help."
+    if "unexpected extra argument" in said:
+        remedy = f'Put the words in quotes, such as "a red square". {remedy}'
+    return f"{said.rstrip('.?')}. {remedy}"
 
 
 def _fail(message: str, code: int, arguments: list[str]) -> int:

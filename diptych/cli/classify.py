@@ -44,7 +44,10 @@ def classify(
             f"labels come from --labels or --labels-file, and {given} given. "
             "Write: --labels cat,dog."
         )
-    names = read_labels(labels_file) if labels_file else check_labels((labels or "").split(","))
+    pieces = [piece for piece in (labels or "").split(",") if piece.strip()]
+    if labels_file is None and not pieces:
+        raise RequestError(f"--labels is {labels!r} and holds no label. Write: --labels cat,dog.")
+    names = read_labels(labels_file) if labels_file else check_labels(pieces)
     texts = read_templates(templates) if templates else None
     paths = picture_files(images)
     loaded = load(model, device=device)

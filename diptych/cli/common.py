@@ -33,6 +33,10 @@ Where = Annotated[
     str | None,
     typer.Option("--where", help="Rows to use, as an SQL condition: \"split = 'train'\"."),
 ]
+SkipDamaged = Annotated[
+    bool,
+    typer.Option("--skip-damaged", help="Of a damaged or cut tar, use what is before the damage."),
+]
 
 
 def wants_json(arguments: Sequence[str]) -> bool:

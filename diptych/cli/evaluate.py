@@ -13,6 +13,7 @@ from diptych.cli.common import (
     Json,
     ModelFolder,
     Seed,
+    SkipDamaged,
     TextColumn,
     Where,
     answer,
@@ -64,6 +65,7 @@ def evaluate(
     image_column: ImageColumn = None,
     text_column: TextColumn = None,
     where: Where = None,
+    skip_damaged: SkipDamaged = False,
     as_json: Json = False,
     seed: Seed = 0,
     device: Device = "auto",
@@ -105,7 +107,9 @@ def evaluate(
     if test_where is not None and test is None:
         raise RequestError("--test-where is given and --test is not. Give --test SOURCE too.")
     loaded = load(model, device=device)
-    options = SourceOptions(image_column=image_column, text_column=text_column, where=where)
+    options = SourceOptions(
+        image_column=image_column, text_column=text_column, where=where, skip_damaged=skip_damaged
+    )
     source = _open(data, options)
     other = None
     if test is not None:

@@ -15,6 +15,7 @@ from diptych.cli.common import (
     Json,
     ModelFolder,
     Seed,
+    SkipDamaged,
     TextColumn,
     Where,
     answer,
@@ -55,6 +56,7 @@ def index(
     image_column: ImageColumn = None,
     text_column: TextColumn = None,
     where: Where = None,
+    skip_damaged: SkipDamaged = False,
     as_json: Json = False,
     seed: Seed = 0,
     device: Device = "auto",
@@ -70,7 +72,9 @@ def index(
     from diptych.search.intake import Changes
     from diptych.search.library import Library
 
-    options = SourceOptions(image_column=image_column, text_column=text_column, where=where)
+    options = SourceOptions(
+        image_column=image_column, text_column=text_column, where=where, skip_damaged=skip_damaged
+    )
     changes = Changes()
     with Library.open(library, model=load(model, device=device)) as opened:
         if not sources:
@@ -82,11 +86,13 @@ def index(
             changes = opened.update(prune=prune, retry=retry, progress=_progress())
         for name in sources or []:
             changes += _take(opened, name, options, prune, retry)
-        size = len(opened)
+        size, remembered = len(opened), opened.unreadable
     for key, reason in list(changes.unreadable.items())[:SHOWN]:
         tell(f"left out {key}: {reason}")
     if len(changes.unreadable) > SHOWN:
         tell(f"left out {len(changes.unreadable) - SHOWN:,} more; --json names all")
+    if not retry and not remembered.keys().isdisjoint(changes.unreadable):
+        tell("pictures that cannot be used are tried again when they change, or with --retry")
     answer(
         as_json,
         {"library": str(library), "pictures": size, **asdict(changes)},
@@ -103,7 +109,7 @@ def _take(
     from diptych.data.source import SourceOptions
 
     path = Path(name)
-    plain = options == SourceOptions()
+    plain = options.model_copy(update={"skip_damaged": False}) == SourceOptions()
     if plain and (path.is_dir() or (path.is_file() and path.suffix.lower() in PICTURE_ENDINGS)):
         return library.add([path], prune=prune, retry=retry, progress=_progress())
     source = open_source(name, options, captions_needed=False, weights_allowed=False)

@@ -23,7 +23,8 @@ Condition = Annotated[
     str | None,
     typer.Option("--where", help="Pictures to look at, as an SQL condition: \"date >= '2020'\"."),
 ]
-EMBED_AGAIN = "embed again into a new folder"
+EMBED_AGAIN = "embed again into a new folder: diptych embed MODEL --data DIR --out NEW"
+INDEX_AGAIN = "build a new library: diptych index MODEL DIR --library NEW"
 
 
 def search(
@@ -95,14 +96,12 @@ def _ask_library(
     """Hits of a library, and what to say if there are none."""
     from diptych.search.library import Library
 
-    with Library.open(path) as closed:
-        if not len(closed):
+    with Library.open(path) as library:
+        if not len(library):
             return [], _empty(path)
-        maker = closed.model_path
-        if waiting := closed.waiting:
+        library.use_model(_load(path, library.model_path, model, device, INDEX_AGAIN))
+        if where is None and (waiting := library.waiting):
             tell(f"the index takes in {waiting:,} pictures first")
-    loaded = _load(path, maker, model, device, "build a new library")
-    with Library.open(path, model=loaded) as library:
         hits = library.search(text, count, where=where, image=image, text_weight=text_weight)
     return hits, f"no picture of {path} fits the condition {where}"
 

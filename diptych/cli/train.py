@@ -13,6 +13,7 @@ from diptych.cli.common import (
     ImageColumn,
     Json,
     Seed,
+    SkipDamaged,
     TextColumn,
     Where,
     answer,
@@ -35,7 +36,7 @@ Batch = Annotated[
 Chunk = Annotated[
     int | None,
     typer.Option(
-        "--chunk", min=1, help="Pairs the towers take at a time, per process: saves memory only."
+        "--chunk", min=1, help="Pairs the towers take at a time, per process: saves memory."
     ),
 ]
 Track = Annotated[
@@ -69,6 +70,7 @@ def train(
     text_column: TextColumn = None,
     where: Where = None,
     val_where: ValWhere = None,
+    skip_damaged: SkipDamaged = False,
     settings: Settings = None,
     as_json: Json = False,
     seed: Seed = 0,
@@ -87,7 +89,8 @@ def train(
             raise RequestError(
                 f"{name} is {length:g}, and a run has a length. Give more than 0, such as {name} 5."
             )
-    columns = {"image_column": image_column, "text_column": text_column}
+    columns: dict[str, Any] = {"image_column": image_column, "text_column": text_column}
+    columns["skip_damaged"] = skip_damaged
     sources = {
         "source": data[0] if len(data) == 1 else data,
         "options": columns | {"where": where},

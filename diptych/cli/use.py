@@ -13,6 +13,7 @@ from diptych.cli.common import (
     Json,
     ModelFolder,
     Seed,
+    SkipDamaged,
     TextColumn,
     Where,
     answer,
@@ -28,6 +29,7 @@ def embed(
     image_column: ImageColumn = None,
     text_column: TextColumn = None,
     where: Where = None,
+    skip_damaged: SkipDamaged = False,
     as_json: Json = False,
     seed: Seed = 0,
     device: Device = "auto",
@@ -43,7 +45,9 @@ def embed(
     from diptych.predict.embed import embed as carry_out
     from diptych.predict.model import load
 
-    options = SourceOptions(image_column=image_column, text_column=text_column, where=where)
+    options = SourceOptions(
+        image_column=image_column, text_column=text_column, where=where, skip_damaged=skip_damaged
+    )
     source = open_source(data, options, captions_needed=False, weights_allowed=False)
     for note in source.notes:
         tell(note)

@@ -9,11 +9,23 @@ from pathlib import Path
 
 from diptych.data.folder import PictureFolder
 
+SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
+"""Names of folders that are parts of a data set and no classes."""
+
 
 def are_classes(folder: Path, pictures: list[Path]) -> bool:
     """Whether all pictures lie in folders of the folder, at least two."""
     deep = all(len(picture.relative_to(folder).parts) > 1 for picture in pictures)
     return deep and len({_top(folder, picture) for picture in pictures}) > 1
+
+
+def splits_of(folder: Path, pictures: list[Path]) -> list[str]:
+    """The names of the topmost folders if all of them are splits that hold class folders."""
+    tops = sorted({_top(folder, picture) for picture in pictures})
+    deep = {
+        _top(folder, picture) for picture in pictures if len(picture.relative_to(folder).parts) > 2
+    }
+    return tops if deep.issuperset(tops) and {top.lower() for top in tops} <= SPLITS else []
 
 
 def class_folders(folder: Path, pictures: list[Path]) -> PictureFolder:

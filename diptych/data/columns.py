@@ -1,5 +1,7 @@
 """Which column holds the picture, which the caption, and which rows a condition keeps."""
 
+import math
+import re
 import sqlite3
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -19,6 +21,9 @@ TEXT_NAMES = (
     *("caption", "captions", "text", "texts", "txt", "sentence", "sentences"),
     *("title", "label", "name", "description", "alt", "alt_text"),
 )
+
+SHOWN = 10
+"""Columns that a refused condition lists."""
 
 ROW_NUMBER = '"number of the row"'
 """Of the table a condition is asked of: a name of our own, since data may have a column rowid."""
@@ -84,65 +89,140 @@ def plain_value(cell: pa.Scalar) -> Any:
 
 
 def metadata_of(values: Mapping[str, Any]) -> dict[str, str | int | float]:
-    """What of these values a sample keeps: text and numbers (a truth value is 0 or 1)."""
+    """What of these values a sample keeps: text and numbers (a truth value is 0 or 1).
+
+    Numbers that are not finite or need more than 64 bits are left out, and what no UTF-8 can hold.
+    """
     kept: dict[str, str | int | float] = {}
     for name, value in values.items():
+        if not _is_utf_8(name):
+            continue
         if isinstance(value, bool):
             kept[name] = int(value)
-        elif isinstance(value, str | int | float) and value == value and value != "":
+        elif isinstance(value, str):
+            if value and _is_utf_8(value):
+                kept[name] = value
+        elif isinstance(value, int):
+            if -(1 << 63) <= value < 1 << 64:
+                kept[name] = value
+        elif isinstance(value, float) and math.isfinite(value):
             kept[name] = value
     return kept
 
 
-def rows_where(table: pa.Table, condition: str) -> Int64[np.ndarray, " kept"]:
-    """Numbers of the rows that an SQL condition keeps, in order.
+class Condition:
+    """An SQL condition that is asked of several tables, one after the other.
 
-    The condition sees every column of text, numbers or truth values, and runs in an SQLite
-    database in memory that holds nothing else, may not attach files, and is thrown away.
+    A column that a table lacks is NULL there. The condition sees every column of text, numbers or
+    truth values; of names that differ in case only, which are one to SQL, the first that is not
+    NULL. It runs in an SQLite database in memory that holds nothing else, may not attach files,
+    and is thrown away.
+    """
+
+    def __init__(self, condition: str) -> None:
+        """Take the condition as the user wrote it."""
+        self._condition = condition
+        self._asked = False
+        self._seen: dict[str, None] = {}  # columns, in their order
+        self._lacking: dict[str, None] = {}  # columns asked for that some table lacks
+
+    def rows_of_table(self, table: pa.Table) -> Int64[np.ndarray, " kept"]:
+        """Numbers of the rows of a table that the condition keeps, in order; see `rows`."""
+        columns: dict[str, list[Any]] = {}
+        for name in plain_columns(table):
+            self._seen[name] = None
+            if not self._names(name):
+                continue
+            try:
+                columns[name] = table.column(name).to_pylist()
+            except UnicodeDecodeError:
+                columns[name] = [plain_value(cell) for cell in table.column(name)]
+        return self.rows(columns, len(table))
+
+    def rows(self, columns: Mapping[str, list[Any]], count: int) -> Int64[np.ndarray, " kept"]:
+        """The same for columns of text, numbers, truth values and None, all of length `count`.
+
+        Raises:
+            RequestError: The condition is no SQL.
+        """
+        self._asked = True
+        self._seen.update(dict.fromkeys(filter(_is_utf_8, columns)))
+        named = {name: column for name, column in columns.items() if self._names(name)}
+        try:
+            return np.array(self._select(_merged(named), count), dtype=np.int64)
+        except (sqlite3.Error, sqlite3.Warning, ValueError, KeyError, OverflowError) as error:
+            raise self._refusal(str(error)) from None
+
+    def check(self) -> None:
+        """Refuse what none of the tables has, if any was asked.
+
+        Raises:
+            RequestError: No table has a column that the condition names, or any column at all.
+        """
+        seen = {_folded(name) for name in self._seen}
+        for name in self._lacking:
+            if _folded(name) not in seen:
+                raise self._refusal(f"no such column: {name}")
+        if self._asked and not self._seen:
+            raise self._refusal("")
+
+    def _names(self, column: str) -> bool:
+        """Whether the condition may name a column: the others need not be looked at."""
+        quoted = column.replace('"', '""')
+        return _is_utf_8(column) and quoted.lower() in self._condition.lower()
+
+    def _select(self, columns: Mapping[str, list[Any]], count: int) -> list[int]:
+        """Numbers of the rows for which the condition is true; columns that lack are added."""
+        lacking: list[str] = []
+        while True:
+            nulls = {name: [None] * count for name in lacking}
+            try:
+                return _select(self._condition, {**columns, **nulls}, count)
+            except sqlite3.OperationalError as error:
+                found = re.fullmatch(r"no such column: (.+)", str(error), re.DOTALL)
+                if found is None or found[1] in lacking:
+                    raise
+                lacking.append(found[1])
+                self._lacking[found[1]] = None
+
+    def _refusal(self, why: str) -> RequestError:
+        """What to say of a condition that cannot be used."""
+        if not self._seen:
+            return RequestError(
+                f"no column can be used in the condition {self._condition!r}: none holds text or "
+                "numbers. Leave --where out."
+            )
+        names = list(self._seen)
+        more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+        return RequestError(
+            f"the condition {self._condition!r} cannot be used: {why.rstrip('.')}. "
+            f"Columns are {', '.join(names[:SHOWN])}{more}; write it as SQL, "
+            f"such as {names[0]} = 'x'."
+        )
+
+
+def rows_where(table: pa.Table, condition: str) -> Int64[np.ndarray, " kept"]:
+    """Numbers of the rows of one table that an SQL condition keeps, in order.
 
     Raises:
         RequestError: The condition is not SQL or names a column that is not there.
     """
-    columns: dict[str, list[Any]] = {}
-    for name in plain_columns(table):
-        try:
-            columns[name] = table.column(name).to_pylist()
-        except UnicodeDecodeError:
-            columns[name] = [plain_value(cell) for cell in table.column(name)]
-    return rows_of_columns_where(columns, condition)
+    asked = Condition(condition)
+    rows = asked.rows_of_table(table)
+    asked.check()
+    return rows
 
 
-def rows_of_columns_where(
-    columns: Mapping[str, list[Any]], condition: str
-) -> Int64[np.ndarray, " kept"]:
-    """The same for columns of text, numbers, truth values and None, all of one length."""
-    if not columns:
-        raise RequestError(
-            f"no column can be used in the condition {condition!r}: none holds text or numbers. "
-            "Leave --where out."
-        )
-    try:
-        numbers = _select(condition, columns)
-    except (sqlite3.Error, sqlite3.Warning, ValueError, KeyError, OverflowError) as error:
-        raise RequestError(
-            f"the condition {condition!r} cannot be used: {str(error).rstrip('.')}. "
-            f"Columns are {', '.join(columns)}; write it as SQL, "
-            f"such as {next(iter(columns))} = 'x'."
-        ) from None
-    return np.array(numbers, dtype=np.int64)
-
-
-def _select(condition: str, columns: Mapping[str, list[Any]]) -> list[int]:
+def _select(condition: str, columns: Mapping[str, list[Any]], count: int) -> list[int]:
     """Numbers of the rows for which the condition is true, as SQLite says."""
     quoted = ['"' + name.replace('"', '""') + '"' for name in columns]
-    holes = ", ".join("?" * len(quoted))
-    count = len(next(iter(columns.values())))
+    holes = ", ".join("?" * (len(quoted) + 1))
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as database:
         database.execute(
-            f"CREATE TABLE rows ({ROW_NUMBER} INTEGER PRIMARY KEY, {', '.join(quoted)})"
+            f"CREATE TABLE rows ({', '.join([f'{ROW_NUMBER} INTEGER PRIMARY KEY', *quoted])})"
         )
         database.executemany(
-            f"INSERT INTO rows VALUES (?, {holes})",
+            f"INSERT INTO rows VALUES ({holes})",
             zip(range(count), *(map(_as_sql, column) for column in columns.values()), strict=True),
         )
         database.set_authorizer(_read_only)
@@ -155,9 +235,48 @@ def _select(condition: str, columns: Mapping[str, list[Any]]) -> list[int]:
     return numbers
 
 
+def _merged(columns: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    """One column for all whose names differ in case only: the first value that is not None."""
+    first: dict[bytes, str] = {}
+    merged: dict[str, list[Any]] = {}
+    for name, column in columns.items():
+        known = first.setdefault(_folded(name), name)
+        before = merged.get(known)
+        merged[known] = (
+            column
+            if before is None
+            else [b if a is None else a for a, b in zip(before, column, strict=True)]
+        )
+    return merged
+
+
+def _folded(name: str) -> bytes:
+    """A name without the case of its ASCII letters, as SQL compares names."""
+    return name.encode("utf-8", "replace").lower()
+
+
 def _as_sql(value: Any) -> Any:
-    """SQLite's whole numbers have 63 bits; it reads larger ones as floating point, and so do we."""
-    return float(value) if type(value) is int and value >= 1 << 63 else value
+    """What SQLite can hold: its whole numbers have 63 bits and larger ones are floating point.
+
+    Text that is no UTF-8 and numbers beyond floating point are NULL.
+    """
+    if isinstance(value, str):
+        return value if _is_utf_8(value) else None
+    if type(value) is int and not -(1 << 63) <= value < 1 << 63:
+        try:
+            return float(value)
+        except OverflowError:
+            return None
+    return value
+
+
+def _is_utf_8(text: str) -> bool:
+    """Whether UTF-8 can hold a text: JSON may name half a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read_only(action: int, *_: str | None) -> int:

@@ -6,6 +6,8 @@ which is `captions.{csv,tsv,jsonl,parquet}` or `metadata.{csv,tsv,jsonl,parquet}
 relative to the folder in one column and the caption in another.
 """
 
+import os
+from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -76,11 +78,33 @@ def caption_file(folder: Path) -> Path | None:
 
 
 def pictures_below(folder: Path) -> list[Path]:
-    """Every picture below a folder that is not hidden, in the order of their paths."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in PICTURE_ENDINGS
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    """Every picture below a folder that is not hidden, in the order of their paths.
+
+    Links to folders are followed, after all folders that are none: each folder is seen once.
+    """
+    pictures: list[Path] = []
+    seen: set[Path] = set()
+    waiting = deque([folder])
+    while waiting:
+        below = waiting.popleft()
+        if below.resolve() in seen:
+            continue
+        seen.add(below.resolve())
+        for entry in _listed(below):
+            path = below / entry.name
+            if entry.is_symlink() and path.is_dir():
+                waiting.append(path)
+            elif entry.is_dir(follow_symlinks=False):
+                waiting.appendleft(path)
+            elif path.suffix.lower() in PICTURE_ENDINGS and path.is_file():
+                pictures.append(path)
+    return sorted(pictures)
+
+
+def _listed(folder: Path) -> list[os.DirEntry[str]]:
+    """What lies in a folder and is not hidden; nothing if it may not be listed."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError:
+        return []

@@ -13,9 +13,10 @@ without end, in the shares of the weights.
 
 import glob
 import re
+from contextlib import suppress
 from pathlib import Path
 
-from diptych.data.class_folders import are_classes, class_folders
+from diptych.data.class_folders import are_classes, class_folders, splits_of
 from diptych.data.folder import (
     CAPTION_FILES,
     PICTURE_ENDINGS,
@@ -33,6 +34,8 @@ from diptych.errors import DataError, RequestError, nearest
 
 SCENES = ("shapes",)
 SPLITS = ("train", "val", "test")
+MOST_FILES = 1_000_000
+"""Paths that the braces of one pattern may stand for."""
 TABLES = (".parquet", ".csv", ".tsv", ".jsonl")
 
 
@@ -62,11 +65,13 @@ def open_source(
             f"{specs[0]} has the weight {weights[0]:g}, and weights are for training: here every "
             f"sample is taken once. Write {specs[0]}."
         )
-    twice = [one for one in specs if specs.count(one) > 1]
+    places = [_place(one) for one in specs]
+    twice = [one for one, place in zip(specs, places, strict=True) if places.count(place) > 1]
     if twice or not specs:
+        same = f" ({' and '.join(dict.fromkeys(twice))} are one)" if len(set(twice)) > 1 else ""
         raise RequestError(
-            f"{twice[0]} is given {len(twice)} times. Give it once, with a weight if it is to "
-            "come more often, such as @2."
+            f"{twice[0]} is given {len(twice)} times{same}. Give it once, with a weight if it is "
+            "to come more often, such as @2."
             if twice
             else "no source is given. Give one, such as scenes:shapes."
         )
@@ -78,16 +83,30 @@ def open_source(
     return sources[0] if len(sources) == 1 else Concatenation(sources)
 
 
+def _place(spec: str) -> str:
+    """The path of what exists, whichever way it is written; another spec as it is."""
+    return str(Path(spec).resolve()) if _exists(Path(spec)) else spec
+
+
+def _exists(path: Path) -> bool:
+    """Whether something is there; nothing is at what is too long for a path, or none at all."""
+    with suppress(OSError, ValueError):
+        return path.exists()
+    return False
+
+
 def _open_whole(spec: str, options: SourceOptions, captions_needed: bool) -> Source:
     """One source with all its samples."""
     if spec.startswith("scenes:"):
         return _open_scenes(spec, options)
     if "://" in spec:
         raise RequestError(f"{spec} is an address, and nothing is fetched. Download it first.")
-    patterns = [spec] if Path(spec).exists() else expand_braces(spec)
+    patterns = [spec] if _exists(Path(spec)) else expand_braces(spec)
     found = [Path(path) for pattern in patterns for path in _expand_glob(pattern)]
     paths = list(dict.fromkeys(found))  # each once, even if two patterns match it
-    missing = [str(path) for path in paths if not path.exists()]
+    missing = [str(path) for path in paths if not _exists(path)]
+    if missing and "::" in spec:
+        raise RequestError(f"{spec} is several. Give each a --data of its own, without '::'.")
     if missing or not paths:
         raise RequestError(
             f"there is nothing at {(missing or [spec])[0]}. "
@@ -135,18 +154,40 @@ def _open_folder(folder: Path, options: SourceOptions, captions_needed: bool) ->
         if not tars:
             raise _no_pictures(folder)
         return TarSource(tars, options, name=str(folder), captions_needed=captions_needed)
+    beside = ""
+    if any(folder.glob("*.tar")):
+        beside = f"the tars beside the pictures are not read: give '{folder / '*.tar'}' for them"
+    source = _open_pictures(folder, pictures, options, captions_needed, beside)
+    if beside:
+        source.notes = (*source.notes, beside)
+    return source
+
+
+def _open_pictures(
+    folder: Path, pictures: list[Path], options: SourceOptions, captions_needed: bool, beside: str
+) -> PictureFolder:
+    """A folder of pictures without a caption file; `beside` tells what else is there."""
     _refuse_columns(str(folder), "has no caption file", options)
     if has_side_texts(pictures):
         return side_texts(folder, pictures, captions_needed=captions_needed)
     if not captions_needed:
         note = f"{folder}: {len(pictures):,} pictures, no captions"
         return PictureFolder(folder, [(picture, ()) for picture in pictures], (note,))
+    splits = splits_of(folder, pictures)
+    if splits:
+        train = next((name for name in splits if name.lower() == "train"), splits[0])
+        val = next((name for name in splits if name != train), train)
+        raise RequestError(
+            f"the class folders of {folder} lie in {', '.join(splits)}, which are no classes. "
+            f"Give one of these, such as {folder / train} to train, with --val {folder / val}."
+        )
     if are_classes(folder, pictures):
         return class_folders(folder, pictures)
     raise RequestError(
         f"{folder} has no captions: none of {', '.join(CAPTION_FILES)} is there, no picture has "
         f"a .txt file beside it, and {pictures[0].relative_to(folder)} is not in one of several "
         "class folders. Write captions.csv with the columns image,caption."
+        + (f" Or mind that {beside}." if beside else "")
     )
 
 
@@ -183,22 +224,47 @@ def _open_scenes(spec: str, options: SourceOptions) -> Source:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """Shell braces: "{a,b}.tar" is a.tar and b.tar; "{00..02}" is 00, 01, 02."""
+    """Shell braces: "{a,b}.tar" is a.tar and b.tar; "{00..02}" is 00, 01, 02.
+
+    Raises:
+        RequestError: A range runs backwards, or they stand for more than `MOST_FILES` paths.
+    """
     found = re.search(r"\{([^{}]*)\}", pattern)
     if not found:
         return [pattern]
     counted = re.fullmatch(r"(\d+)\.\.(\d+)", found[1])
     if counted:
+        if len(found[1]) > 40:
+            raise _too_many(f"a pattern of {len(pattern):,} letters")
         first, last = int(counted[1]), int(counted[2])
+        if last < first:
+            raise RequestError(
+                f"{{{found[1]}}} in {pattern} runs backwards. Write {{{counted[2]}..{counted[1]}}}."
+            )
+        if last - first >= MOST_FILES:
+            raise _too_many(pattern)
         choices = [f"{number:0{len(counted[1])}}" for number in range(first, last + 1)]
     else:
         choices = found[1].split(",")
     head, tail = pattern[: found.start()], pattern[found.end() :]
-    return [whole for choice in choices for whole in expand_braces(head + choice + tail)]
+    wholes: list[str] = []
+    for choice in choices:
+        wholes += expand_braces(head + choice + tail)
+        if len(wholes) > MOST_FILES:
+            raise _too_many(pattern)
+    return wholes
+
+
+def _too_many(pattern: str) -> RequestError:
+    """What to say of braces without measure."""
+    return RequestError(
+        f"the braces of {pattern} stand for more than {MOST_FILES:,} files. "
+        "Write a smaller range, such as {000..099}."
+    )
 
 
 def _expand_glob(pattern: str) -> list[str]:
     """The paths a pattern matches, in order; the pattern itself if it has no wild card."""
-    if not glob.has_magic(pattern) or Path(pattern).exists():
+    if not glob.has_magic(pattern) or _exists(Path(pattern)):
         return [pattern]
     return sorted(glob.glob(pattern, recursive=True))

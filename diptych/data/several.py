@@ -76,6 +76,9 @@ class Mixture:
         """
         self._sources = tuple(sources)
         self._counts = counts_per_block(weights)
+        sizes = [source.size for source in sources]
+        self.samples = None if None in sizes else sum(size or 0 for size in sizes)
+        """Of all sources together, each once; None where one of them has no end."""
         pairs = list(zip(sources, weights, strict=True))
         self.name = " + ".join(f"{source.name}@{weight:g}" for source, weight in pairs)
         self.fingerprint = fingerprint(
@@ -149,7 +152,7 @@ def weights_of(specs: Sequence[str]) -> tuple[list[str], list[float] | None]:
 
 def _weighed(spec: str) -> tuple[str, float | None]:
     """A spec and its weight, if it has one."""
-    found = re.fullmatch(r"(.+)@(\d+(?:\.\d+)?)", spec)
+    found = re.fullmatch(r"(.+)@(\d+(?:\.\d+)?|\.\d+)", spec)
     with suppress(OSError):  # no path at all
         if Path(spec).exists():
             return spec, None

@@ -8,7 +8,7 @@ Pictures in parquet are held in memory as they are encoded, those of the rows th
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,11 @@ import pyarrow.parquet
 from diptych.data.columns import (
     IMAGE_NAMES,
     TEXT_NAMES,
+    Condition,
     find_column,
     metadata_of,
     plain_columns,
     plain_value,
-    rows_where,
     text_columns,
 )
 from diptych.data.source import Sample, SourceOptions
@@ -48,6 +48,7 @@ class TableSource:
         self._by_path: dict[str, int] = {}
         self._root = common_folder(paths)
         image, texts, rows, without = "", list[str](), 0, 0
+        condition = Condition(options.where) if options.where else None
         for path in paths:  # one whole table in memory at a time
             table = _plain(read_table(path))
             if path == paths[0]:
@@ -57,8 +58,10 @@ class TableSource:
                 guessed = [text for text in texts if not _is_text(table.schema.field(text).type)]
                 if guessed:  # a caption may look like a number: 007
                     table = _plain(read_table(path, as_text=guessed))
-            without += self._add(path, table, image, texts, options, captions_needed)
+            without += self._add(path, table, image, texts, condition, captions_needed)
             rows += len(table)
+        if condition is not None:
+            condition.check()
         self.size: int | None = len(self._rows)
         if not self._rows:
             where = f", where {options.where}" if options.where else ""
@@ -89,14 +92,14 @@ class TableSource:
         table: pa.Table,
         image: str,
         texts: list[str],
-        options: SourceOptions,
+        condition: Condition | None,
         captions_needed: bool,
     ) -> int:
         """Take up the rows of one table; how many were left out for want of a caption."""
         rows = np.arange(len(table))
         others = [column for column in plain_columns(table) if column not in (image, *texts)]
-        if options.where:
-            rows = np.unique(rows_where(table, options.where))
+        if condition is not None:
+            rows = np.unique(condition.rows_of_table(table))
             table = table.select(list(dict.fromkeys([image, *texts, *others])))
             table = table.filter(np.isin(np.arange(len(table)), rows))
         cells = table.column(image)  # in its chunks: one array holds no more than 2 GiB of bytes
@@ -200,10 +203,12 @@ def read_table(path: Path, *, as_text: Sequence[str] = ()) -> pa.Table:
         DataError: The file is damaged, or has two columns of one name.
         RequestError: The ending is none of these.
     """
-    table = _read(path, as_text)
-    dates = [field.name for field in table.schema if pa.types.is_temporal(field.type)]
+    types: dict[str, pa.DataType] = dict.fromkeys(as_text, pa.string())
+    table = _read(path, types)
+    written = {field: _as_written(field.type) for field in table.schema}
+    dates = {field.name: kind for field, kind in written.items() if kind != field.type}
     if dates and path.suffix.lower() != ".parquet":
-        table = _read(path, (*as_text, *dates))  # text that looks like a date stays as it is
+        table = _read(path, types | dates)  # text that looks like a date stays as it is
     twice = [name for name in table.column_names if table.column_names.count(name) > 1]
     if twice:
         raise DataError(
@@ -212,23 +217,32 @@ def read_table(path: Path, *, as_text: Sequence[str] = ()) -> pa.Table:
     return table
 
 
-def _read(path: Path, as_text: Sequence[str]) -> pa.Table:
-    """The table as the file has it."""
+def _as_written(kind: pa.DataType) -> pa.DataType:
+    """The type with text in place of dates, in lists and dictionaries too."""
+    if pa.types.is_temporal(kind):
+        return pa.string()
+    if pa.types.is_list(kind):
+        return pa.list_(_as_written(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([(field.name, _as_written(field.type)) for field in kind])
+    return kind
+
+
+def _read(path: Path, types: Mapping[str, pa.DataType]) -> pa.Table:
+    """The table as the file has it, with these types for some columns."""
     try:
         match path.suffix.lower():
             case ".parquet":
                 return pyarrow.parquet.ParquetFile(path).read()
             case ".csv" | ".tsv":
                 parse = pyarrow.csv.ParseOptions(
-                    delimiter="\t" if path.suffix.lower() == ".tsv" else ",",
+                    delimiter="\t" if path.suffix.lower() == ".tsv" or _has_tabs(path) else ",",
                     newlines_in_values=True,
                 )
-                convert = pyarrow.csv.ConvertOptions(
-                    column_types=dict.fromkeys(as_text, pa.string())
-                )
+                convert = pyarrow.csv.ConvertOptions(column_types=types)
                 return pyarrow.csv.read_csv(path, parse_options=parse, convert_options=convert)
             case ".jsonl":
-                schema = pa.schema([(name, pa.string()) for name in as_text])
+                schema = pa.schema(list(types.items()))
                 return pyarrow.json.read_json(
                     path, parse_options=pyarrow.json.ParseOptions(explicit_schema=schema)
                 )
@@ -242,6 +256,13 @@ def _read(path: Path, as_text: Sequence[str]) -> pa.Table:
     )
 
 
+def _has_tabs(path: Path) -> bool:
+    """Whether the first line of a file divides its columns by tabs, whatever its ending says."""
+    with path.open("rb") as file:
+        first = file.readline(1 << 20)
+    return b"\t" in first and b"," not in first
+
+
 def as_texts(value: Any) -> list[str]:
     """The captions in a cell: one string, a list of them, or a number; empty ones left out."""
     if value is None:
@@ -250,7 +271,7 @@ def as_texts(value: Any) -> list[str]:
         return [text for item in value for text in as_texts(item)]
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
-    text = str(value).strip()
+    text = str(value).strip().encode("utf-8", "replace").decode()  # JSON may say half a character
     return [text] if text else []
 
 
@@ -298,13 +319,20 @@ def _path_in(cell: pa.Scalar) -> str | None:
 
 
 def _plain(table: pa.Table) -> pa.Table:
-    """The table with strings in place of pandas' categories, of dates and of times."""
-    for place, field in enumerate(table.schema):
+    """The table with strings in place of pandas' categories, of dates and of times.
+
+    Without the columns of which no strings can be made, such as times of an unknown zone.
+    """
+    for field in table.schema:
+        place = table.schema.get_field_index(field.name)
         kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
         if pa.types.is_temporal(kind) and not pa.types.is_duration(kind):
             kind = pa.string()
         if kind != field.type:
-            table = table.set_column(place, field.name, table.column(place).cast(kind))
+            try:
+                table = table.set_column(place, field.name, table.column(place).cast(kind))
+            except (pa.ArrowException, ValueError):
+                table = table.remove_column(place)
     return table
 
 

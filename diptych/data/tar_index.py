@@ -10,7 +10,11 @@ or a note if that is asked for.
 
 import tarfile
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from io import FileIO
 from pathlib import Path
 
 from diptych.errors import DataError
@@ -49,31 +53,37 @@ def read_index(path: Path, *, skip_damaged: bool) -> TarIndex:
     if damage is not None:
         if not skip_damaged:
             raise DataError(
-                f"{damage}. Fetch the shard again, or set data.options.skip_damaged=true to "
-                "continue with what is before."
+                f"{damage}. Fetch the shard again, or add --skip-damaged to continue with what is "
+                "before."
             )
         notes.append(f"{damage}; what follows is left out")
     index.notes = tuple(notes)
     return index
 
 
-def read_place(path: Path, place: Place) -> bytes:
-    """The bytes of a member; may be called in several threads and processes at a time.
+@contextmanager
+def reading(path: Path) -> Iterator[Callable[[Place], bytes]]:
+    """A tar held open, as a function that gives the bytes of a member.
 
     Raises:
         DataError: The tar is no longer what it was when its headers were read.
     """
-    start, size = place
     try:
         with path.open("rb", buffering=0) as file:
-            file.seek(start)
-            data = file.read(size)
+            yield partial(_read, file)
     except OSError as error:
         raise DataError(f"shard {path} cannot be read: {error.strerror}. Check it.") from None
+
+
+def _read(file: FileIO, place: Place) -> bytes:
+    """The bytes of a member."""
+    start, size = place
+    file.seek(start)
+    data = file.read(size)
     if len(data) != size:
         raise DataError(
-            f"shard {path.name} has {len(data):,} of {size:,} bytes at {start:,}: it has changed "
-            "since it was opened. Leave shards alone while they are read."
+            f"shard {Path(str(file.name)).name} has {len(data):,} of {size:,} bytes at {start:,}: "
+            "it has changed since it was opened. Leave shards alone while they are read."
         )
     return data
 
@@ -89,7 +99,7 @@ def _walk(path: Path, index: TarIndex, left_out: Counter[str]) -> str | None:
                     raise tarfile.ReadError("a header leads back")  # and so round and round
                 start, count = member.offset_data, count + 1
                 there = whole - start
-                if member.isreg() and there < member.size:
+                if member.isreg() and not member.issparse() and there < member.size:
                     return (
                         f"shard {path.name} ends inside sample {_key(member.name)[0]!r} "
                         f"after {max(0, there):,} of {member.size:,} bytes of its {member.name!r}"

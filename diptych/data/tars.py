@@ -12,27 +12,25 @@ Captions are held in memory; pictures are read from the tar by their place, in a
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diptych.data.columns import (
-    TEXT_NAMES,
-    metadata_of,
-    rows_of_columns_where,
-    text_columns,
-)
+from diptych.data.columns import TEXT_NAMES, Condition, metadata_of, text_columns
 from diptych.data.folder import PICTURE_ENDINGS
 from diptych.data.side_texts import caption_lines
 from diptych.data.source import Sample, SourceOptions
 from diptych.data.table import as_texts, common_folder, file_mark, start_of_keys
-from diptych.data.tar_index import Place, read_index, read_place
+from diptych.data.tar_index import Place, read_index, reading
 from diptych.errors import DataError
 from diptych.files import fingerprint
 
 TEXT_ENDINGS = ("txt", "cls")
 """Members that are read as columns beside the fields of `json`."""
+
+TEXT_LIMIT = 1_000_000
+"""Bytes of the longest member that is read as columns."""
 
 TAR_TEXT_NAMES = ("txt", *TEXT_NAMES, "cls")
 """Columns that may hold the caption, the first that is there."""
@@ -59,6 +57,7 @@ class TarSource:
         self._captions: list[tuple[str, ...]] = []
         self._image, self._texts = "", list[str]()
         self._options, self._captions_needed = options, captions_needed
+        condition = Condition(options.where) if options.where else None
         self._class_names = {path.parent: _class_names(path.parent) for path in paths}
         self._left_out = Counter[str]()
         self._endings: dict[str, None] = {}  # seen so far, in their order
@@ -67,7 +66,11 @@ class TarSource:
         for path in paths:
             index = read_index(path, skip_damaged=options.skip_damaged)
             notes += index.notes
-            self._add(path, index.samples, start_of_keys(path, root))
+            long = self._add(path, index.samples, start_of_keys(path, root), condition)
+            if long:
+                notes.append(f"{path.name}: {long:,} texts of more than 1 MB, left out")
+        if condition is not None:
+            condition.check()
         self.size: int | None = len(self._entries)
         said = [f"{count:,} samples {what} were left out" for what, count in self._left_out.items()]
         if not self._entries:
@@ -100,31 +103,41 @@ class TarSource:
             DataError: The tar has changed or cannot be read.
         """
         entry = self._entries[index]
-        columns = _columns(entry.shard, entry.texts)
-        metadata = metadata_of(
-            {name: value for name, value in columns.items() if name not in self._texts}
-        )
-        picture = read_place(entry.shard, entry.picture)
+        with reading(entry.shard) as read:
+            columns = self._columns(entry.shard, read, entry.texts)
+            picture = read(entry.picture)
+        others = {name: value for name, value in columns.items() if name not in self._texts}
+        metadata = metadata_of(_joined(others))
         return Sample(entry.key, picture, self._captions[index], metadata)
 
-    def _add(self, path: Path, samples: dict[str, dict[str, Place]], start: str) -> None:
-        """Take up the samples of one tar."""
+    def _add(
+        self,
+        path: Path,
+        samples: dict[str, dict[str, Place]],
+        start: str,
+        condition: Condition | None,
+    ) -> int:
+        """Take up the samples of one tar; how many of their texts are too long and left out."""
         found: list[tuple[_Entry, dict[str, Any]]] = []
-        for key, members in samples.items():
-            self._endings.update(dict.fromkeys(members))
-            picture = self._picture_ending(members)
-            if picture is None:
-                self._left_out["without a picture"] += 1
-                continue
-            texts = tuple(
-                (ending, place) for ending, place in members.items() if self._is_column(ending)
-            )
-            entry = _Entry(f"{start}{path.stem}:{key}", path, members[picture], texts)
-            found.append((entry, self._named(path, _columns(path, texts))))
+        long = 0
+        with reading(path) as read:
+            for key, members in samples.items():
+                self._endings.update(dict.fromkeys(members))
+                picture = self._picture_ending(members)
+                if picture is None:
+                    self._left_out["without a picture"] += 1
+                    continue
+                texts = tuple(
+                    (end, place) for end, place in members.items() if self._is_column(end)
+                )
+                short = tuple((end, place) for end, place in texts if place[1] <= TEXT_LIMIT)
+                long += len(texts) - len(short)
+                entry = _Entry(f"{start}{path.stem}:{key}", path, members[picture], short)
+                found.append((entry, self._columns(path, read, short)))
         if not self._texts and found:
             self._find_texts([columns for _, columns in found])
-        if self._options.where and found:
-            found = [found[row] for row in _rows_where(found, self._options.where)]
+        if condition is not None and found:
+            found = [found[row] for row in _rows_where([row for _, row in found], condition)]
         for entry, columns in found:
             captions = tuple(text for name in self._texts for text in as_texts(columns.get(name)))
             if self._captions_needed and not captions:
@@ -132,6 +145,7 @@ class TarSource:
                 continue
             self._entries.append(entry)
             self._captions.append(captions)
+        return long
 
     def _is_column(self, ending: str) -> bool:
         """Whether a member holds a column: text that is usual, or that the user named."""
@@ -153,40 +167,56 @@ class TarSource:
             names, self._options.text_column, TAR_TEXT_NAMES, needed=self._captions_needed
         )
 
-    def _named(self, path: Path, columns: dict[str, Any]) -> dict[str, Any]:
-        """The columns with the name of the class in place of its number, where names are known."""
+    def _columns(
+        self, path: Path, read: Callable[[Place], bytes], texts: Iterable[tuple[str, Place]]
+    ) -> dict[str, Any]:
+        """What the text members say, with the name of the class for its number, if it is known."""
+        columns = _columns(read, texts)
         names, number = self._class_names[path.parent], columns.get("cls")
         if names and isinstance(number, int):
             columns["cls"] = names[number] if 0 <= number < len(names) else None
         return columns
 
 
-def _columns(path: Path, texts: Iterable[tuple[str, Place]]) -> dict[str, Any]:
-    """What the text members of a sample say: fields of `json`, lines of others, number of `cls`."""
+def _columns(read: Callable[[Place], bytes], texts: Iterable[tuple[str, Place]]) -> dict[str, Any]:
+    """What the text members of a sample say.
+
+    Fields of `json` as they are, a tuple of the lines of others, a number if `cls` is one.
+    """
     columns: dict[str, Any] = {}
     for ending, place in texts:
-        data = read_place(path, place)
+        data = read(place)
         if ending == "json":
             with suppress(ValueError, RecursionError):  # damaged: the sample has no such columns
                 said = json.loads(data)
                 columns = (said if isinstance(said, dict) else {}) | columns
         else:
-            lines = list(caption_lines(data))
+            lines = caption_lines(data)
             is_number = ending == "cls" and re.fullmatch(r"[0-9]{1,9}", "\n".join(lines))
             columns[ending] = int(lines[0]) if is_number else lines
     return columns
 
 
-def _rows_where(found: list[tuple[_Entry, dict[str, Any]]], condition: str) -> list[int]:
-    """Numbers of the samples that a condition keeps."""
-    rows = [
-        {name: "\n".join(value) if name == "txt" else value for name, value in columns.items()}
-        for _, columns in found
-    ]
-    rows = [metadata_of(row) for row in rows]
-    names = dict.fromkeys(name for row in rows for name in row)
+def _rows_where(found: list[dict[str, Any]], condition: Condition) -> list[int]:
+    """Numbers of the samples of one tar that a condition keeps."""
+    joined = [_joined(columns) for columns in found]
+    rows = [metadata_of(row) for row in joined]
+    names = dict.fromkeys(
+        name
+        for row in joined
+        for name, value in row.items()
+        if isinstance(value, str | int | float)
+    )
     columns = {name: [row.get(name) for row in rows] for name in names}
-    return [int(row) for row in rows_of_columns_where(columns, condition)]
+    return [int(row) for row in condition.rows(columns, len(rows))]
+
+
+def _joined(columns: dict[str, Any]) -> dict[str, Any]:
+    """The columns with the lines of a member as one text."""
+    return {
+        name: "\n".join(value) if isinstance(value, tuple) else value
+        for name, value in columns.items()
+    }
 
 
 def _class_names(folder: Path) -> list[str]:

@@ -30,6 +30,7 @@ from diptych.evaluate.judge import (
 )
 from diptych.evaluate.metrics import TIE, Interval, check_finite
 from diptych.evaluate.pairs import (
+    CalibrationError,
     Pairs,
     ReliabilityBin,
     area_under_curve,
@@ -77,7 +78,7 @@ class PairScorer(Protocol):
 class Quality:
     """How good probabilities are."""
 
-    calibration_error: Interval
+    calibration_error: CalibrationError
     brier_score: Interval
     reliability: list[ReliabilityBin]
 
@@ -166,11 +167,13 @@ class CalibrationResult:
             _row("average precision", [_number(self.average_precision), share]),
             _row("", ["calibrated", "as trained", f"always {share}"]),
         ]
-        own = self.as_trained
-        for name, of_share in (("calibration_error", 0.0), ("brier_score", chance["brier_score"])):
-            before = "none (softmax)" if own is None else _number(getattr(own, name))
-            cells = [_number(getattr(self.fitted, name)), before, plain(of_share)]
-            rows.append(_row(name.replace("_", " ").replace("brier", "Brier"), cells))
+        both = [self.fitted, *([self.as_trained] if self.as_trained else [])]
+        none = [] if self.as_trained else ["none (softmax)"]
+        errors = [f"{one.calibration_error.value:.3f}" for one in both]
+        rows.append(_row("calibration error", [*errors, *none, "0"]))
+        rows.append(_row("a perfect one shows", [_perfect(one.calibration_error) for one in both]))
+        scores = [_number(one.brier_score) for one in both]
+        rows.append(_row("Brier score", [*scores, *none, plain(chance["brier_score"])]))
         rows.append(f"calibrated probability = sigmoid({fit.scale:.4g} * cosine {fit.bias:+.4g})")
         head = ["cosine (probability)", "precision %", "recall %", "balanced accuracy %"]
         rows.append(_row("true from", head))
@@ -187,6 +190,11 @@ def _row(name: str, cells: Sequence[str]) -> str:
 def _number(interval: Interval) -> str:
     """A number in 0 to 1 with its interval."""
     return cell(interval, 1, 3)
+
+
+def _perfect(error: CalibrationError) -> str:
+    """The calibration error that a perfect model would show, and the most that is likely."""
+    return f"{error.by_chance.mean:.3f}, up to {error.by_chance.high:.3f}"
 
 
 def _threshold_row(name: str, threshold: Threshold | None) -> str:
@@ -286,9 +294,11 @@ def _halves(
     false_per_true: int,
     seed: int,
 ) -> tuple[Pairs, Pairs]:
-    """Pairs to fit on and pairs to judge on; no picture, and no false caption, is in both.
+    """Pairs to fit on and pairs to judge on; no picture is in both.
 
-    Identical pictures are one with the captions of all, identical captions one.
+    Identical pictures are one with the captions of all, identical captions one. False captions
+    are those of other pictures of the same half, so a caption is in both halves only if pictures
+    of both have it.
     """
     texts, picture_of_text = captions_of(source, pictures.indices)
     picture_rows, picture_of_row = merge("picture", pictures.ids, len(pictures.ids))
@@ -327,7 +337,7 @@ def _result(
 
     def quality(probability: Float64[np.ndarray, " pairs"]) -> Quality:
         return Quality(
-            interval(judge, calibration_error(judge, probability), **draws),
+            calibration_error(judge, probability, draws=settings.resamples, seed=settings.seed),
             interval(judge, brier_score(judge, probability), **draws),
             reliability(judge, probability),
         )

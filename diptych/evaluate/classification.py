@@ -123,7 +123,7 @@ class Classification:
         )
         single = sum(one.pictures == 1 for one in self.classes)
         if single:
-            rows.append(f"classes with one picture, which the interval above ignores: {single:,}")
+            rows.append(f"classes with one picture, which widen the interval above: {single:,}")
         worst = self.worst(WORST)
         if worst:
             width = 2 + max(len(one.name) for one in worst)

@@ -1,8 +1,9 @@
 """True and false picture-text pairs, and how well a cosine or a probability tells them apart.
 
-Every statistic comes as a function of how often each picture is drawn, so that its interval draws
-whole pictures (`metrics.resampled`): the pairs of one picture succeed and fail together. Ties of
-the cosine count against the model. `calibration.py` is the task that uses this.
+Statistics come as functions of how often each picture is drawn, so that their intervals draw
+whole pictures (`metrics.resampled`): the pairs of one picture succeed and fail together. The
+calibration error alone has no such interval: it is held against what a perfect model would show.
+Ties of the cosine count against the model. `calibration.py` is the task that uses this.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
 
 from diptych.errors import DataError
-from diptych.evaluate.metrics import TIE, Drawn, Interval, all_or_none, resampled
+from diptych.evaluate.metrics import CONFIDENCE, TIE, Drawn, Interval, all_or_none, resampled
 
 BINS = 15
 """Bins of equal width of the reliability table, as Guo et al. (arXiv:1706.04599)."""
@@ -145,21 +146,55 @@ def brier_score(pairs: Pairs, probability: Float64[np.ndarray, " pairs"]) -> Dra
     return _ratio(pairs, (probability - pairs.true) ** 2, np.ones(len(probability)))
 
 
-def calibration_error(pairs: Pairs, probability: Float64[np.ndarray, " pairs"]) -> Drawn:
+@dataclass(frozen=True)
+class ByChance:
+    """The calibration errors that a perfectly calibrated model would get on as many pairs."""
+
+    mean: float
+    high: float
+    """The 97.5th percentile."""
+
+
+@dataclass(frozen=True)
+class CalibrationError:
+    """How far probabilities are off, and how far perfect ones would seem to be."""
+
+    value: float
+    by_chance: ByChance
+
+
+def calibration_error(
+    pairs: Pairs, probability: Float64[np.ndarray, " pairs"], *, draws: int = 1000, seed: int = 0
+) -> CalibrationError:
     """Expected calibration error: in bins of equal width,
 
         sum over bins of |sum of (probability - true) in the bin| / number of pairs
 
+    It is above 0 even for perfect probabilities, as a bin has few pairs, and more so for pairs
+    drawn again with repeats: an interval of the bootstrap would lie above the truth. Instead:
+
+        for each of `draws` times:
+            call each pair true with its probability, and note the error
+        by_chance = the mean and the 97.5th percentile of what was noted
+
+    Args:
+        pairs: What is judged.
+        probability: What was said of each pair.
+        draws: How many times to draw.
+        seed: The same seed gives the same numbers.
+
     Paper: Guo et al., On Calibration of Modern Neural Networks, arXiv:1706.04599.
     """
-    missed = np.zeros((pairs.pictures, BINS))
-    np.add.at(missed, (pairs.picture, _bin(probability)), probability - pairs.true)
-    sizes = np.bincount(pairs.picture)
+    place = _bin(probability)
 
-    def of_drawn(counts: Int64[np.ndarray, "draws pictures"]) -> Float64[np.ndarray, " draws"]:
-        return np.abs(counts @ missed).sum(axis=1) / (counts @ sizes)
+    def error(true: Bool[np.ndarray, " pairs"]) -> float:
+        missed = np.bincount(place, weights=probability - true, minlength=BINS)
+        return float(np.abs(missed).sum() / len(true))
 
-    return of_drawn
+    random = np.random.default_rng(seed)
+    noted = [error(random.random(len(probability)) < probability) for _ in range(draws)]
+    high = float(np.quantile(noted, (1 + CONFIDENCE) / 2))
+    return CalibrationError(error(pairs.true), ByChance(float(np.mean(noted)), high))
 
 
 def precision_at(pairs: Pairs, threshold: float) -> Drawn:

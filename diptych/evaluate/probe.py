@@ -108,7 +108,9 @@ def judge_probe(
     names, rows, label = _training_labels(train)
     _check_known(names, test, source, settings.test)
     image = train.image[rows]
-    fit, choose = divide([train.labels[row] for row in rows], settings.seed)
+    # pictures are divided, not rows: one of several classes has all its rows in the same part
+    kept, held = divide(train.labels, settings.seed)
+    fit, choose = np.isin(rows, kept), np.isin(rows, held)
     search = choose_strength(image[fit], label[fit], image[choose], label[choose], len(names))
     classifier = fit_logistic(image, label, len(names), search.chosen)
     measured = classification(
@@ -129,12 +131,13 @@ def judge_probe(
 def divide(
     labels: list[tuple[str, ...]], seed: int
 ) -> tuple[Int64[np.ndarray, " kept"], Int64[np.ndarray, " held"]]:
-    """Rows in two parts, a fifth of each class in the second, the same for the same seed.
+    """Pictures in two parts, a fifth of each class in the second, the same for the same seed.
 
-    A class with two or more rows has at least one in each part; a single row stays in the first.
+    Pictures of the same several classes count as a class of their own. A class with two or more
+    pictures has at least one in each part; a single picture stays in the first.
 
     Raises:
-        DataError: No class has two rows.
+        DataError: No class has two pictures.
     """
     rows_of: dict[tuple[str, ...], list[int]] = {}
     for row, some in enumerate(labels):

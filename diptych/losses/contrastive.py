@@ -22,6 +22,7 @@ from diptych.losses.tiles import (
     exp_in_place,
     logit_tiles,
     softplus_sum,
+    sum_dtype,
 )
 
 CPU_TILE = 1024
@@ -191,12 +192,12 @@ class SoftmaxContrastive(torch.autograd.Function):
 
 def add_normalisers(block: Block, over_texts: LogSumExp, over_images: LogSumExp) -> Tensor:
     """Add a block to the sums of its rows and columns; return the sum of true logits, float64."""
-    true_logits = block.image.new_zeros((), dtype=torch.float64)
+    true_logits = block.image.new_zeros((), dtype=sum_dtype(block.image.device))
     spare = block.buffer()
     for tile in logit_tiles(block):
         over_texts.add(tile.rows, tile.logits, 1, tile.like(spare))
         over_images.add(tile.columns, tile.logits, 0, tile.like(spare))
-        true_logits += tile.true.sum(dtype=torch.float64)
+        true_logits += tile.true.sum(dtype=true_logits.dtype)
     return true_logits
 
 
@@ -246,7 +247,7 @@ def sigmoid_sums(block: Block, products: Products | None) -> tuple[Tensor, Tenso
     A true pair costs as much as a false pair of the opposite logit, so its sign is flipped,
     and flipped back in the gradient: no difference of nearly equal numbers is taken.
     """
-    loss, bias_grad = block.image.new_zeros((2,), dtype=torch.float64)
+    loss, bias_grad = block.image.new_zeros((2,), dtype=sum_dtype(block.image.device))
     spare = block.buffer()
     for tile in logit_tiles(block):
         tile.true.neg_()

@@ -21,6 +21,11 @@ FOLDS = 6
 """Halvings of `softplus_sum`: a product of 2**6 factors of at most 2 stays below 2**64."""
 
 
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """What losses are summed in: float64, where the device has it (Apple's has none)."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 @dataclass(frozen=True)
 class Block:
     """Images against texts: a whole batch, or the images of one process and texts of another."""
@@ -114,7 +119,7 @@ class Products:
                 if scale_grad is None:
                     # sum over i, j of weight[i, j] * dot(image[i], text[j]), as dots of rows
                     dots = torch.bmm(ours[:, None, :], theirs[:, :, None])
-                    scale_grad = (dots.sum(dtype=torch.float64) * factor).to(ours.dtype)
+                    scale_grad = (dots.sum(dtype=sum_dtype(dots.device)) * factor).to(ours.dtype)
                 ours.mul_(block.scale * factor)
         return self.image, self.text, scale_grad
 

@@ -54,7 +54,8 @@ class Model:
             chunk: Pictures encoded at a time; changes no result.
 
         Raises:
-            RequestError: `images` is one picture instead of a list, or `chunk` is below 1.
+            RequestError: `images` is one picture instead of a list, a file does not exist, or
+                `chunk` is below 1.
             DataError: A picture cannot be read.
         """
         _check_list(images, "pictures", "encode_image")
@@ -194,6 +195,8 @@ class Model:
             pixels = []
             for _, ready in part:
                 if isinstance(ready, DataError):
+                    if isinstance(ready.__context__, FileNotFoundError):
+                        raise RequestError(str(ready)) from None
                     raise ready
                 pixels.append(ready)
             yield pixels
@@ -207,7 +210,8 @@ def load(path: str | Path, *, device: str = "auto") -> Model:
         device: "cpu", "cuda", "mps" (Apple), or "auto" for a GPU if there is one.
 
     Raises:
-        CheckpointError: There is no model, or it was changed since it was saved.
+        RequestError: The folder does not exist.
+        CheckpointError: There is no model in it, or it was changed since it was saved.
     """
     folder = find_model(Path(path))
     return Model(load_bundle(folder), folder, choose_device(device))

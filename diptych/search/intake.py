@@ -6,7 +6,6 @@ picture has moved. Only what is left is decoded, in threads, and encoded. Every 
 transaction.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
@@ -15,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from diptych.data.folder import caption_file
 from diptych.data.photo_facts import PhotoFacts, photo_facts
 from diptych.data.prepared import prepared
 from diptych.errors import DataError
 from diptych.search.embedder import Embedder
-from diptych.search.items import Item, content_of
+from diptych.search.items import Item, content_of, is_gone
 from diptych.search.rows import Rows, as_json, bare_row
 
 CHUNK = 64
@@ -74,6 +74,9 @@ class _Ready:
     modified_ns: int | None = None
     reason: str = ""
     """Why the picture cannot be read."""
+
+    passing: bool = False
+    """Whether the disk refused, which says nothing of the picture: it is tried again next time."""
 
 
 class Intake:
@@ -166,22 +169,23 @@ class Intake:
             item.key.encode()
             if isinstance(item.picture, DataError):
                 raise item.picture
-            if isinstance(item.picture, Path):
-                stat = item.picture.stat()
+            picture = item.picture
+            if isinstance(picture, Path):
+                stat = picture.stat()
                 size, modified = stat.st_size, stat.st_mtime_ns
-            elif isinstance(item.picture, bytes):
-                size = len(item.picture)
-            content = content_of(item.picture)
+                picture = picture.read_bytes()  # once: the file may be replaced meanwhile
+            elif isinstance(picture, bytes):
+                size = len(picture)
+            content = content_of(picture)
             if content in self._bad:
                 return _Ready(content, None, None, size, modified, self._bad[content])
             known = content in self._vector_of
-            pixels = None if known else self._model.prepare(item.picture)
-            facts = photo_facts(item.picture)
+            pixels = None if known else self._model.prepare(picture)
+            facts = photo_facts(picture)
         except (DataError, OSError, UnicodeEncodeError) as error:
-            reason = (
-                "its name is not UTF-8" if isinstance(error, UnicodeEncodeError) else str(error)
-            )
-            return _Ready(content, None, None, size, modified, reason)
+            passing = isinstance(error, OSError) and content is None
+            reason = _refusal(item, error) if passing else _reason(error)
+            return _Ready(content, None, None, size, modified, reason, passing)
         return _Ready(content, pixels, facts, size, modified)
 
     def _commit(self, looked: list[tuple[Item, _Ready]]) -> None:
@@ -196,7 +200,9 @@ class Intake:
                 numbers = self._rows.insert_vectors(list(new), vectors)
                 self._vector_of |= dict(zip(new, numbers, strict=True))
             for item, ready in looked:
-                if ready.reason:
+                if ready.passing:
+                    self.changes.unreadable[item.key] = ready.reason
+                elif ready.reason:
                     self._write_unreadable(item, ready)
                 else:
                     self._write(item, ready)
@@ -250,17 +256,26 @@ class Intake:
         twins = self._rows.database.execute(
             "SELECT key FROM pictures WHERE vector = ? AND path IS NOT NULL ORDER BY id", (vector,)
         ).fetchall()
-        gone = next((key for (key,) in twins if not os.path.lexists(key)), None)
+        gone = next((key for (key,) in twins if is_gone(key)), None)
         return None if gone is None else self._stored(gone)
 
 
-def _reason(item: Item, error: Exception) -> str:
-    """Why a picture cannot be read."""
+def _reason(error: Exception) -> str:
+    """Why a picture cannot be used."""
     if isinstance(error, UnicodeEncodeError):
         return "its name is not UTF-8. Rename it."
-    if isinstance(error, FileNotFoundError):
-        return f"there is no picture file {item.path}. Check the path."
     return str(error)
+
+
+def _refusal(item: Item, error: Exception) -> str:
+    """Why the disk did not give a file."""
+    if item.path and isinstance(error, FileNotFoundError):
+        named = next(filter(None, map(caption_file, item.path.parents)), None)
+        if named is None:
+            return "the file is not there. Check the path."
+        return f"the file is not there, and {named} names it. Correct that line, or put it back."
+    said = getattr(error, "strerror", None) or error
+    return f"it cannot be read now: {said}. What is stored of it stays; index again to try again."
 
 
 def _row(item: Item, ready: _Ready, vector: int) -> dict[str, Any]:

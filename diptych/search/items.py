@@ -5,6 +5,7 @@ and its place there, and it counts as the same picture while key and content are
 """
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -41,6 +42,17 @@ def absolute(path: str | Path) -> Path:
     """The path under which a picture or folder is known; a link to a picture is not followed."""
     path = Path(path)
     return path.resolve() if path.is_dir() else path.parent.resolve() / path.name
+
+
+def is_gone(path: str) -> bool:
+    """Whether there is no such file; a disk that refuses to say has not lost it."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def items_of_source(source: Source) -> Iterator[Item]:
@@ -135,15 +147,8 @@ def joined(several: Iterable[Items]) -> Items:
     return Items(sum(items.total for items in several), each())
 
 
-def content_of(picture: bytes | Path | Image.Image) -> str:
-    """Thirty-two hexadecimal digits that only the same content has.
-
-    Raises:
-        OSError: The file cannot be read.
-    """
-    if isinstance(picture, Path):
-        with picture.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+def content_of(picture: bytes | Image.Image) -> str:
+    """Thirty-two hexadecimal digits that only the same content has."""
     if isinstance(picture, bytes):
         return hashlib.sha256(picture).hexdigest()[:32]
     head = f"{picture.mode} {picture.size}".encode()

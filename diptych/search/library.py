@@ -12,6 +12,8 @@ One process writes at a time, and any number read meanwhile. Threads that share 
 turns; a server opens one for each reader.
 """
 
+import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from threading import RLock
@@ -46,7 +48,7 @@ class Library:
 
     def __init__(self, rows: Rows, model: Embedder | None) -> None:
         self.path = rows.folder
-        self.model = model
+        self.model: Embedder | None = None
         self._rows, self._lock = rows, RLock()
         about = rows.about()
         try:
@@ -56,12 +58,8 @@ class Library:
             self.dimensions = int(about["dimensions"])
         except (KeyError, ValueError, TypeError) as error:
             raise rows.damaged(f"its table about has no sound {error}") from None
-        if model is not None and model.fingerprint != self.model_fingerprint:
-            raise RequestError(
-                f"{self.path} was made by the model {self.model_fingerprint} ({self.model_path}), "
-                f"and {model.path} is {model.fingerprint}. Give that model with --model, "
-                "or build a new library: diptych index MODEL DIR --library NEW."
-            )
+        if model is not None:
+            self.use_model(model)
         self._near = Nearest(rows, self.dimensions)
 
     @classmethod
@@ -105,6 +103,23 @@ class Library:
         except BaseException:
             rows.close()
             raise
+
+    def use_model(self, model: Embedder) -> None:
+        """Encode with this model from now on.
+
+        Raises:
+            RequestError: The library was made by another model.
+        """
+        if model.fingerprint != self.model_fingerprint:
+            remedy = "Give that model with --model, or build"
+            if not self.model_path.is_dir():
+                remedy = "That model is no longer there: build"
+            raise RequestError(
+                f"{self.path} was made by the model {self.model_fingerprint} ({self.model_path}), "
+                f"and {model.path} is {model.fingerprint}. {remedy} a new library: "
+                "diptych index MODEL DIR --library NEW."
+            )
+        self.model = model
 
     def close(self) -> None:
         """Let the files go; what was committed is on the disk already."""
@@ -169,7 +184,9 @@ class Library:
         """
         items = items_of_paths(paths)
         folders = [path for path in map(absolute, paths) if path.is_dir()]
-        return self._take(items, folders, prune=prune, retry=retry, progress=progress)
+        return self._take(
+            items, folders, new_roots=folders, prune=prune, retry=retry, progress=progress
+        )
 
     def add_source(
         self, source: Source, *, retry: bool = False, progress: Progress = _silent
@@ -204,8 +221,8 @@ class Library:
             threads: Cores that bring the index up to date; 0 for all.
 
         Raises:
-            RequestError: The lists differ in length, or the vectors are of another size or not
-                of unit norm.
+            RequestError: The lists differ in length, a key is given twice, the metadata are more
+                than text and numbers, or the vectors are of another size or not of unit norm.
             StorageError: The disk refused, or another process is writing.
         """
         _check_vectors(keys, vectors, self.dimensions, captions, metadata)
@@ -325,6 +342,7 @@ class Library:
         items: Items,
         folders: list[Path],
         *,
+        new_roots: Sequence[Path] = (),
         prune: bool = False,
         retry: bool = False,
         progress: Progress = _silent,
@@ -337,11 +355,11 @@ class Library:
             )
         with self._lock, self._rows.writing():
             with self._rows.transaction():
-                remember(self._rows, self.model, folders)
+                remember(self._rows, self.model, new_roots)
                 if retry:
                     self._rows.database.execute("DELETE FROM unreadable")
             intake = Intake(self._rows, self.model)
-            intake.take(items.each, lambda done: progress(done, items.total))
+            intake.take(items.each, lambda done: progress(done, max(done, items.total)))
             drop_gone(self._rows, folders, intake.changes, prune=prune)
             self._finish(intake.changes)
         return intake.changes
@@ -420,6 +438,19 @@ def _check_vectors(
             raise RequestError(
                 f"{len(keys):,} keys and {len(given):,} {name} were given. Give one for each key."
             )
+    if len(set(keys)) != len(keys):
+        twice = next(key for key, times in Counter(keys).items() if times > 1)
+        raise RequestError(f"the key {twice!r} is given twice. Give each picture a key of its own.")
+    for key, said in zip(keys, metadata or (), strict=False):
+        for name, value in said.items():
+            finite = isinstance(value, str | int) or (
+                isinstance(value, float) and math.isfinite(value)
+            )
+            if not (isinstance(name, str) and finite):
+                raise RequestError(
+                    f"the metadata of {key!r} say {name!r}: {value!r}, of type "
+                    f"{type(value).__name__}. Give text and finite numbers, such as int(value)."
+                )
     if vectors.shape[1] != dimensions:
         raise RequestError(
             f"the vectors have {vectors.shape[1]} numbers, and the library's have {dimensions}. "

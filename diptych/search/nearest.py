@@ -71,8 +71,10 @@ class Nearest:
     def refresh(self) -> bool:
         """See what was committed since; True if the tail is so long that `catch_up` should run."""
         record = self._record()
-        if record.get("file", "") != self._file and record.get("last", 0) > self._known:
-            self._read(record)
+        if self._is_news(record) and not self._read(record):
+            again = self._record()  # a writer may have put another file in its place
+            if again != record and self._is_news(again):
+                self._read(again)
         last = self._rows.last()
         seen = int(self._tail_numbers[-1]) if len(self._tail) else self._known
         if last > seen:
@@ -116,7 +118,12 @@ class Nearest:
             except RuntimeError as error:  # usearch says so when a disk is full
                 raise OSError(str(error)) from error
         mark = file_fingerprint(self._rows.folder / name)
-        record = {"file": name, "last": self._known, "fingerprint": mark}
+        record = {
+            "file": name,
+            "last": self._known,
+            "count": self.indexed,
+            "fingerprint": mark,
+        }
         with self._rows.transaction():
             self._rows.database.execute(
                 "INSERT OR REPLACE INTO about VALUES ('index', ?)", (json.dumps(record),)
@@ -137,7 +144,9 @@ class Nearest:
         elif not len(self._tail):
             return
         elif self._file:  # what was read is a view of the file, which stays as it is
-            self._index = Index.restore(self._rows.folder / self._file) or self._empty()
+            self._index = self._restored(self._rows.folder / self._file, self.indexed)
+            if self._index is None:  # another process has put a new file in its place
+                self._index, self._known = self._empty(), 0
             self._index.expansion_add = EXPANSION_ADD  # type: ignore[misc]  # no part of the file
             self._file = ""
         for numbers, vectors in self._rows.vectors_after(self._known, self._dimensions):
@@ -167,12 +176,17 @@ class Nearest:
             text = self._rows.value("SELECT value FROM about WHERE name = 'index'")
         try:
             record = json.loads(text or "{}")
-            sound = FILE_NAME.fullmatch(record["file"]) and type(record["last"]) is int
+            numbers = (record["last"], record["count"])
+            sound = FILE_NAME.fullmatch(record["file"]) and all(type(n) is int for n in numbers)
         except (ValueError, KeyError, TypeError):
             return {}
         return record if sound else {}
 
-    def _read(self, record: dict[str, Any]) -> None:
+    def _is_news(self, record: dict[str, Any]) -> bool:
+        """Whether the rows mean another file than the one that was read, which knows no less."""
+        return bool(record) and record["file"] != self._file and record["last"] >= self._known
+
+    def _read(self, record: dict[str, Any]) -> bool:
         """Take the index from its file, if that is whole and the one the rows mean.
 
         usearch follows the links in the file without checking them, so only the very bytes that
@@ -181,10 +195,20 @@ class Nearest:
         path: Path = self._rows.folder / record["file"]
         with suppress(OSError, RuntimeError, ValueError, StorageError):
             if file_fingerprint(path) != record.get("fingerprint"):
-                return
-            index = Index.restore(path, view=True)
-            if index is None or index.ndim != self._dimensions:
-                return
+                return False
+            index = self._restored(path, record["count"], view=True)
+            if index is None:
+                return False
             self._index, self._file, self._known = index, path.name, record["last"]
             kept = self._tail_numbers > self._known
             self._tail_numbers, self._tail = self._tail_numbers[kept], self._tail[kept]
+            return True
+        return False
+
+    def _restored(self, path: Path, count: int, *, view: bool = False) -> Index | None:
+        """The index of a file; None if the file is gone or holds other vectors than it should."""
+        with suppress(OSError, RuntimeError, ValueError):
+            index = Index.restore(path, view=view)
+            if index is not None and index.ndim == self._dimensions and len(index) == count:
+                return index
+        return None

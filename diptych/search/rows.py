@@ -243,7 +243,7 @@ class Rows:
         return self._matrix(found, dimensions)
 
     def _matrix(
-        self, found: list[tuple[int, bytes]], dimensions: int
+        self, found: list[tuple[int, Any]], dimensions: int
     ) -> tuple[Int64[np.ndarray, " rows"], Float[np.ndarray, "rows dimensions"]]:
         """Rows of numbers and bytes as arrays."""
         try:

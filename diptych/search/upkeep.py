@@ -1,12 +1,12 @@
 """What a library remembers of folders, and what becomes of pictures whose files are gone."""
 
-import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from diptych.data.folder import pictures_below
 from diptych.search.embedder import Embedder
 from diptych.search.intake import Changes
-from diptych.search.items import Item, Items, items_of_folder, joined
+from diptych.search.items import Item, Items, is_gone, items_of_folder, joined
 from diptych.search.rows import Rows
 
 
@@ -15,7 +15,7 @@ def below(column: str) -> str:
     return f"({column} = :path OR ({column} > :path || '/' AND {column} < :path || '0'))"
 
 
-def remember(rows: Rows, model: Embedder, folders: list[Path]) -> None:
+def remember(rows: Rows, model: Embedder, folders: Iterable[Path]) -> None:
     """Note the folders for `update`, and where the model is now; inside a transaction."""
     execute = rows.database.execute
     execute("UPDATE about SET value = ? WHERE name = 'model'", (str(model.path.resolve()),))
@@ -33,7 +33,7 @@ def items_to_update(rows: Rows, roots: list[Path]) -> tuple[Items, list[Path]]:
         found = rows.database.execute("SELECT path FROM pictures WHERE path IS NOT NULL")
         alone = [path for (path,) in found if not any(root in Path(path).parents for root in roots)]
     several.append(
-        Items(len(alone), [Item(path, Path(path)) for path in alone if os.path.lexists(path)])
+        Items(len(alone), [Item(path, Path(path)) for path in alone if not is_gone(path)])
     )
     return joined(several), list(dict.fromkeys([*roots, *(Path(path).parent for path in alone)]))
 
@@ -41,29 +41,57 @@ def items_to_update(rows: Rows, roots: list[Path]) -> tuple[Items, list[Path]]:
 def drop_gone(rows: Rows, folders: list[Path], changes: Changes, *, prune: bool) -> None:
     """Drop or count the pictures below folders whose files are gone.
 
-    A folder that is missing or empty keeps its pictures: it may be a drive that is not there.
+    A picture stays if it may lie on a drive that is not there: if the added folder that holds it
+    is missing, or the nearest folder above it that is there is empty, as a mount point is.
     """
     for folder in folders:
+        if not set(folders).isdisjoint(folder.parents):
+            continue  # looked through with the folder above it
         with rows.speaking():
             found = rows.database.execute(
                 f"SELECT path FROM pictures WHERE path IS NOT NULL AND {below('path')}",
                 {"path": str(folder)},
             ).fetchall()
-        gone = [(path,) for (path,) in found if not os.path.lexists(path)]
-        if not (prune and folder.is_dir() and any(folder.iterdir())):
+        gone = [(path,) for (path,) in found if is_gone(path)]
+        if not prune:
             changes.gone += len(gone)
             continue
+        parents = {Path(path).parent for (path,) in gone}
+        lost = {parent for parent in parents if _may_return(parent, folders)}
+        dropped = [(path,) for (path,) in gone if Path(path).parent not in lost]
+        changes.gone += len(gone) - len(dropped)
         with rows.transaction():
-            rows.database.executemany("DELETE FROM pictures WHERE key = ?", gone)
+            rows.database.executemany("DELETE FROM pictures WHERE key = ?", dropped)
             bad = rows.database.execute(
                 f"SELECT key FROM unreadable WHERE modified_ns IS NOT NULL AND {below('key')}",
                 {"path": str(folder)},
             ).fetchall()
             rows.database.executemany(
                 "DELETE FROM unreadable WHERE key = ?",
-                [(key,) for (key,) in bad if not os.path.lexists(key)],
+                [
+                    (key,)
+                    for (key,) in bad
+                    if is_gone(key) and not _may_return(Path(key).parent, folders)
+                ],
             )
-        changes.removed += len(gone)
+        changes.removed += len(dropped)
+
+
+def _may_return(parent: Path, folders: list[Path]) -> bool:
+    """Whether the pictures that were in a folder may come back with a drive."""
+    above = [parent, *parent.parents]
+    added = next((folder for folder in above if folder in folders), parent)
+    if not _holds_anything(added):
+        return True
+    return not _holds_anything(next(folder for folder in above if folder.exists()))
+
+
+def _holds_anything(folder: Path) -> bool:
+    """Whether a folder is there, can be listed, and is not empty."""
+    try:
+        return any(folder.iterdir())
+    except OSError:
+        return False
 
 
 def _has_pictures(folder: Path) -> bool:

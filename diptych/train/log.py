@@ -8,6 +8,7 @@ had never stopped. Fields that name a time (`TIMES`) differ between runs, nothin
 import json
 import sys
 import time
+from io import TextIOBase
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -61,10 +62,11 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 class Live:
     """One line on standard error that tells how the run goes.
 
-    On a terminal it is rewritten in place; elsewhere a line is printed every so often.
+    On a terminal it is rewritten in place; elsewhere a line is printed every so often. A stream
+    that takes nothing any more (a closed pipe, a full disk) ends the talk and not the run.
     """
 
-    def __init__(self, stream: TextIO | None = None, *, every_s: float = 15.0) -> None:
+    def __init__(self, stream: TextIO | TextIOBase | None = None, *, every_s: float = 15.0) -> None:
         """Nothing is shown yet.
 
         Args:
@@ -75,21 +77,29 @@ class Live:
         self.terminal = self.stream.isatty()
         self.every_s = every_s
         self._last = -1e9
+        self._heard = True
 
     def show(self, text: str, *, last: bool = False) -> None:
         """Say how it goes."""
         now = time.monotonic()
         if self.terminal:
-            self.stream.write(f"\r\x1b[2K{text}" + ("\n" if last else ""))
+            self._write(f"\r\x1b[2K{text}" + ("\n" if last else ""))
         elif last or now - self._last >= self.every_s:
             self._last = now
-            self.stream.write(text + "\n")
-        self.stream.flush()
+            self._write(text + "\n")
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
-        self.stream.write(("\r\x1b[2K" if self.terminal else "") + text + "\n")
-        self.stream.flush()
+        self._write(("\r\x1b[2K" if self.terminal else "") + text + "\n")
+
+    def _write(self, text: str) -> None:
+        """Write at once, until the stream fails for the first time."""
+        if self._heard:
+            try:
+                self.stream.write(text)
+                self.stream.flush()
+            except OSError:
+                self._heard = False
 
 
 def live_text(row: dict[str, Any], progress: float, left_s: float) -> str:

@@ -86,13 +86,14 @@ def train(
         run: What to do.
         folder: The run's folder: run.json, tokenizer.json, log.jsonl, checkpoints/.
         resume: Go on from the last checkpoint in `folder`; starts anew if there is none.
-        device: "cpu" or "cuda".
+        device: "cpu", "cuda" or "mps" (Apple).
         comm: The processes that share the run; None is this one alone.
         evaluators: Called at each validation, by name.
         live: Where progress is shown.
 
     Raises:
         RequestError: The folder already holds a run, or another one.
+        ConfigError: Batch norm would meet a single pair.
         DataError: The source cannot be used, or too many samples cannot be read.
         TrainingError: The loss is no number.
     """

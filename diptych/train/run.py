@@ -133,9 +133,10 @@ class Run(Config):
     what is judged, saved and used afterwards (`average.py`)."""
 
     chunk: int | None = Field(default=None, ge=1)
-    """Pairs that the towers take at a time, per process; None takes all at once. Memory grows with
-    it and not with `batch`; loss and gradients stay those of the whole batch (`step.py`). A step
-    takes about a third longer."""
+    """Most pairs that the towers take at a time, per process; None takes all at once. Memory grows
+    with it and not with `batch`; loss and gradients stay those of the whole batch (`step.py`), but
+    for batch norm (a residual network that is not frozen), whose statistics are then those of each
+    piece. A step takes about a third longer."""
 
     tile: int | None = Field(default=None, ge=1)
     """Side of the loss tiles held at once; None chooses."""
@@ -181,6 +182,9 @@ MAY_CHANGE = {"steps", "epochs", "minutes", "save", "log_every", "trackers"}
 MAY_CHANGE_INSIDE = {"data.workers", "data.prefetch"}
 """The same, inside other fields."""
 
+ROUND_OTHERWISE = {"chunk", "tile"}
+"""Fields that change memory and the last bits of every number."""
+
 
 def resumed(old: Run, new: Run) -> None:
     """Refuse to resume a run under settings that would make it another run.
@@ -191,8 +195,11 @@ def resumed(old: Run, new: Run) -> None:
     before, after = _fixed(old), _fixed(new)
     for name in before:
         if before[name] != after[name]:
+            why = ""
+            if name in ROUND_OTHERWISE:
+                why = f" A resumed run repeats every bit, and another {name} rounds otherwise."
             raise ConfigError(
-                f"the run in this folder has {name}={before[name]!r}, not {after[name]!r}. "
+                f"the run in this folder has {name}={before[name]!r}, not {after[name]!r}.{why} "
                 "Give the same settings, or another --out."
             )
 

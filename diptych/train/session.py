@@ -4,6 +4,7 @@
 """
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,10 +16,12 @@ from diptych.checkpoint import read_contract
 from diptych.comm import Comm
 from diptych.data.opening import open_source
 from diptych.data.pipeline import OrderConfig, Pipeline
+from diptych.data.several import Mixture, training_order
 from diptych.data.source import Source
 from diptych.data.tokenizer import Tokenizer
-from diptych.errors import RequestError
+from diptych.errors import ConfigError, RequestError
 from diptych.files import sweep, write_text
+from diptych.losses.tiles import sum_dtype
 from diptych.models.dual_encoder import DualEncoder
 from diptych.train.average import WeightAverage
 from diptych.train.log import Live, RunLog, Watch
@@ -32,7 +35,7 @@ from diptych.train.state import (
     load_weights,
     tidy,
 )
-from diptych.train.step import Objective, chance_loss, has_fast_bf16
+from diptych.train.step import Objective, chance_loss, has_fast_bf16, pieces_of
 from diptych.train.trackers import Trackers, make_trackers
 
 LEARN_FROM = 200_000
@@ -96,18 +99,26 @@ class Session:
 
     @property
     def done(self) -> float:
-        """Share of the run that is done, in [0, 1]; the same on every rank."""
+        """Share of the run that is done, in [0, 1]; the same on every rank. A run has one step at
+        least: before it nothing is done."""
+        if self.progress.step == 0:
+            return 0.0
         if self.total_steps is not None:
             return min(1.0, self.progress.step / self.total_steps)
-        share: float = self.comm.agree(min(1.0, self.elapsed_s / 60 / (self.run.minutes or 1)))
-        return share
+        return self._by_clock
 
     @property
     def middle(self) -> float:
         """Share of the run at the middle of the next step; what is done, if time is the measure."""
         if self.total_steps is not None:
             return min(1.0, (self.progress.step + 0.5) / self.total_steps)
-        return self.done
+        return self._by_clock
+
+    @property
+    def _by_clock(self) -> float:
+        """Share of the run's minutes that is over, in [0, 1], as the first rank sees it."""
+        share: float = self.comm.agree(min(1.0, self.elapsed_s / 60 / (self.run.minutes or 1)))
+        return share
 
 
 def set_up(run: Run, folder: Path, resume: bool, device: str, comm: Comm, live: Live) -> Session:
@@ -116,6 +127,7 @@ def set_up(run: Run, folder: Path, resume: bool, device: str, comm: Comm, live: 
     Raises:
         RequestError: The folder already holds a run, or another one, or the source has changed,
             or a tracker is not installed.
+        ConfigError: Batch norm would meet a single pair.
         DataError: The source cannot be used.
         CheckpointError: The checkpoint to go on from is damaged.
     """
@@ -126,9 +138,10 @@ def set_up(run: Run, folder: Path, resume: bool, device: str, comm: Comm, live: 
     run = run.model_copy(update={"precision": comm.agree(_precision(run, where))})
     trackers = Trackers(make_trackers(run.trackers, folder) if comm.first else [], live.say)
     order = _order(run, comm)
+    norm_notes = _batch_norm_notes(run, comm, where)
     if comm.first:
         _claim(run, folder, resume)
-        for note in (*source.notes, *(val.notes if val else ())):
+        for note in (*source.notes, *(val.notes if val else ()), *norm_notes):
             live.say(note)
     comm.wait()
     tokenizer = _tokenizer(run, folder, source, comm)
@@ -168,7 +181,7 @@ def set_up(run: Run, folder: Path, resume: bool, device: str, comm: Comm, live: 
         live=live,
         watch=Watch(chance_loss(run.model.objective, run.batch), tokenizer.context),
         progress=progress,
-        window_loss=torch.tensor(progress.window_loss, dtype=torch.float64, device=where),
+        window_loss=torch.tensor(progress.window_loss, dtype=sum_dtype(where), device=where),
     )
 
 
@@ -205,6 +218,31 @@ def _objective(run: Run, comm: Comm, where: torch.device) -> Objective:
     """What turns a batch into a loss."""
     bf16 = run.precision == "bf16"
     return Objective(run.data.transform, comm, where, bf16=bf16, tile=run.tile, chunk=run.chunk)
+
+
+def _batch_norm_notes(run: Run, comm: Comm, where: torch.device) -> list[str]:
+    """What to say of a batch norm that learns by pieces; nothing where there is none.
+
+    Raises:
+        ConfigError: A piece would be a single pair, which has no statistics.
+    """
+    image, share = run.model.image, run.batch // comm.size
+    if image.kind != "resnet" or image.frozen:
+        return []
+    pieces = pieces_of(share, run.chunk)
+    joined = comm.size > 1 and where.type == "cuda"
+    if share // len(pieces) == 1 and not joined:
+        remedy = "--chunk 3" if share > 1 else f"--batch {2 * comm.size}"
+        raise ConfigError(
+            f"batch norm needs two pairs at a time, and the {share} of a process make a piece "
+            f"of one (batch {run.batch}, chunk {run.chunk}). Use {remedy} or more."
+        )
+    if len(pieces) == 1:
+        return []
+    return [
+        f"chunk {run.chunk}: batch norm uses the statistics of each piece, so loss and gradients "
+        "are not quite those of the whole batch"
+    ]
 
 
 def _order(run: Run, comm: Comm) -> OrderConfig:
@@ -264,13 +302,25 @@ def _tokenizer(run: Run, folder: Path, source: Source, comm: Comm) -> Tokenizer:
     """The run's tokenizer: read, or learned from the captions of the source and written."""
     path = folder / "tokenizer.json"
     if comm.first and not path.exists():
-        limit = min(source.size or LEARN_FROM_ENDLESS, LEARN_FROM)
-        texts = (text for index in range(limit) for text in source.captions(index))
+        texts = (text for index in _to_learn_from(source, run) for text in source.captions(index))
         shape = run.model.text
         learned = Tokenizer.learn(texts, vocabulary=shape.vocabulary, context=shape.context)
         write_text(path, learned.to_json())
     comm.wait()
     return Tokenizer.from_json(path.read_text(encoding="utf-8"))
+
+
+def _to_learn_from(source: Source, run: Run) -> Iterable[int]:
+    """The samples whose captions the vocabulary is learned from.
+
+    All where they are few; else those that training begins with, each source in its share.
+    """
+    samples = source.samples if isinstance(source, Mixture) else source.size
+    if source.size is not None and source.size <= LEARN_FROM:
+        return range(source.size)
+    order = training_order(source, run.seed)
+    limit = LEARN_FROM_ENDLESS if samples is None else min(samples, LEARN_FROM)
+    return (order.at(number) for number in range(limit))
 
 
 def _model(run: Run, tokenizer: Tokenizer) -> DualEncoder:

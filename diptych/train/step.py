@@ -6,8 +6,9 @@ the whole batch, so the loss does not depend on the number of ranks.
 With `chunk`, gradients are cached (Gao et al., arXiv:2101.06983): the towers encode the batch
 piece by piece without keeping anything for the backward pass, the loss of the whole batch gives
 the gradient of every vector, and each piece is encoded again to pass its share on to the weights.
-The loss and all gradients are those of the plain step; the activations kept at a time are those of
-one piece; the towers run forwards twice, a third more work.
+The loss and all gradients are those of the plain step, but for batch norm, which normalises each
+piece by its own statistics; the activations kept at a time are those of one piece; the towers run
+forwards twice, a third more work.
 """
 
 import math
@@ -23,7 +24,6 @@ from diptych.batch import ContrastiveOutput, ImageTextBatch
 from diptych.comm import Comm
 from diptych.data.transforms import ImageTransformConfig, normalise
 from diptych.losses.contrastive import sigmoid_contrastive, softmax_contrastive
-from diptych.losses.tiles import spans
 
 
 class Objective:
@@ -47,7 +47,7 @@ class Objective:
             device: Where the loss is computed.
             bf16: Run the towers under autocast.
             tile: Side of the loss tiles held at once; None chooses.
-            chunk: Pairs of this rank that the towers take at a time; None takes all.
+            chunk: Most pairs of this rank that the towers take at a time; None takes all.
         """
         self.transform, self.comm, self.device = transform, comm, device
         self.bf16, self.tile, self.chunk = bf16, tile, chunk
@@ -95,7 +95,7 @@ class Objective:
 
     def _pieces(self, batch: ImageTextBatch) -> list[slice]:
         """The rows that the towers take at a time."""
-        return list(spans(len(batch.image), self.chunk or len(batch.image)))
+        return pieces_of(len(batch.image), self.chunk)
 
     def _encode(
         self, model: Callable[..., ContrastiveOutput], batch: ImageTextBatch, rows: slice
@@ -134,6 +134,13 @@ class Objective:
         if bias is None:
             return softmax_contrastive(image, text, scale, tile=self.tile, groups=groups)
         return sigmoid_contrastive(image, text, scale, bias, tile=self.tile, groups=groups)
+
+
+def pieces_of(rows: int, chunk: int | None) -> list[slice]:
+    """Cut range(rows) into as few pieces of at most `chunk` as can be, as even as can be: no piece
+    is smaller than another by more than one. None cuts nothing."""
+    count = -(-rows // (chunk or rows))
+    return [slice(rows * i // count, rows * (i + 1) // count) for i in range(count)]
 
 
 def chance_loss(objective: str, batch: int) -> float:
