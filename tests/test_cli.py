@@ -252,7 +252,7 @@ def test_vectors_of_another_model_are_not_searched(capsys, made, tmp_path):
         capsys, "search", made / "vectors", "red", "--model", tmp_path / "other"
     )
     assert code == 2
-    assert "Give that model with --model, or embed again into a new folder." in line
+    assert "Give that model with --model, or embed again into a new folder: " in line
 
 
 def test_vectors_whose_model_is_gone_ask_for_it(capsys, made, tmp_path):
@@ -264,7 +264,8 @@ def test_vectors_whose_model_is_gone_ask_for_it(capsys, made, tmp_path):
     assert code == 2
     assert line == (
         f"the model that made {tmp_path / 'vectors'} is no longer at {model.resolve()}: it was "
-        "moved or removed. Give it with --model, or embed again into a new folder."
+        "moved or removed. Give it with --model, or embed again into a new folder: "
+        "diptych embed MODEL --data DIR --out NEW."
     )
     moved = ("--model", tmp_path / "moved", "-k", 2)
     assert len(answer_of(capsys, "search", tmp_path / "vectors", "red", *moved)["hits"]) == 2

@@ -30,6 +30,10 @@ CONNECTIVITY = 20
 EXPANSION_ADD = 128
 """Candidates looked at while a vector is added: quality of the graph against time to build."""
 
+ALONE = 2048
+"""Vectors that one thread takes into an empty index before others help: what several threads link
+at once in a graph that is almost empty may be out of every search's reach."""
+
 EXPANSION_SEARCH = 320
 """Candidates looked at in a search, at least: recall against time."""
 
@@ -150,7 +154,10 @@ class Nearest:
             self._index.expansion_add = EXPANSION_ADD  # type: ignore[misc]  # no part of the file
             self._file = ""
         for numbers, vectors in self._rows.vectors_after(self._known, self._dimensions):
-            self._index.add(numbers.astype(np.uint64), vectors, threads=threads)
+            alone = max(0, ALONE - len(self._index))
+            for part, cores in ((slice(alone), 1), (slice(alone, None), threads)):
+                if len(numbers[part]):
+                    self._index.add(numbers[part].astype(np.uint64), vectors[part], threads=cores)
             self._known = int(numbers[-1])
         self._tail_numbers, self._tail = self._tail_numbers[:0], self._tail[:0]
 
