@@ -8,8 +8,9 @@ drawings are hits. The peer is `peer_emoji.py` beside the data, run as it is; it
 from it when it ends and judged by the same code as ours. Ours is the recipe `clip-resnet-small`
 with three seeds. Everything was chosen with `--choose`: trained on noto, judged on twemoji.
 
-The runs are a queue: what is finished is not done again (runs/quality/), so it can be stopped at
-any time. Nothing else may run on the machine. The results go to results/quality_per_minute.json.
+The runs are a queue: what is finished is not done again (results/quality_per_minute/), so it can be
+stopped at any time. Nothing else may run on the machine. The table goes to
+results/quality_per_minute.json.
 """
 
 import argparse
@@ -33,6 +34,9 @@ from diptych.predict.model import load
 DATA = Path(os.environ.get("DIPTYCH_DATA", "../shared/data")) / "emoji"
 PEER = DATA.parent.parent / "peer_emoji.py"
 RUNS = Path("runs/quality")
+FOUND = Path(__file__).parent / "results" / "quality_per_minute"
+"""What each finished run reached; committed, so that the queue goes on in another checkout."""
+
 RECIPE = "clip-resnet-small"
 MINUTES = 12.0
 SEEDS = (0, 1, 2)
@@ -90,7 +94,7 @@ def ours(
     name: str, training: list[str], vendor: str, minutes: float, seed: int, more: list[str]
 ) -> dict[str, Any]:
     """Train and judge, or read what was found before."""
-    found = RUNS / f"{name}.json"
+    found = FOUND / f"{name}.json"
     if not found.exists():
         train_ours(training, RUNS / name, minutes, seed, more)
         model = load(RUNS / name)
@@ -109,7 +113,7 @@ def ours(
 
 def peer(kind: str, minutes: float) -> dict[str, Any]:
     """Run the peer as it is and judge its vectors, or read what was found before."""
-    found = RUNS / f"peer-{kind}.json"
+    found = FOUND / f"peer-{kind}.json"
     if not found.exists():
         command = [sys.executable, __file__, "--peer", kind, "--minutes", f"{minutes:g}"]
         said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
