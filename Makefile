@@ -15,16 +15,16 @@ PIP = -m pip install -qq --disable-pip-version-check
 help:            ## list the targets
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
-.venv/.ready: pyproject.toml
+.venv/.ready: pyproject.toml constraints.txt
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	.venv/bin/python $(PIP) "$(TORCH)"
-	.venv/bin/python $(PIP) -e ".[dev]"
+	.venv/bin/python $(PIP) -c constraints.txt -e ".[dev]"
 	touch $@
 
-.venv-peers/.ready: pyproject.toml
+.venv-peers/.ready: pyproject.toml constraints.txt
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python $(PIP) $(TORCH_PEERS)
-	.venv-peers/bin/python $(PIP) -e ".[dev,peers]"
+	.venv-peers/bin/python $(PIP) -c constraints.txt -e ".[dev,peers]"
 	touch $@
 
 demo: .venv/.ready        ## train on generated scenes, judge, search, write demo/report.html

@@ -64,7 +64,7 @@ EXPERIMENTS = (
         (
             *("--data", f"{DATA}/emoji/{{noto,twemoji}}.parquet", "--where", UNTONED),
             *("--text-column", "name,keywords", "--set", "data.caption=joined"),
-            *("--epochs", "45"),
+            *("--minutes", "12"),
         ),
         (*OPENMOJI, "--text-column", "name"),
         (

@@ -3,7 +3,6 @@
 import json
 import os
 import queue
-import socket
 import subprocess
 import sys
 from contextlib import suppress
@@ -29,12 +28,6 @@ ROWS = 4
 
 CHUNKS = (None, 3)
 """Most pairs that the towers take at a time; 3 makes two pieces."""
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def spawn(work, ranks, folder):
@@ -240,8 +233,7 @@ def train_command(out):
 
 
 def torchrun(ranks, *command):
-    where = ("--nproc-per-node", str(ranks), "--master-addr", "127.0.0.1")
-    where += ("--master-port", str(free_port()))
+    where = ("--nproc-per-node", str(ranks), "--standalone")  # it finds a free port by itself
     return subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", *where, "-m", "diptych", *command],
         env=os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},

@@ -32,7 +32,7 @@ def test_items_come_in_order_each_with_what_was_made_of_it_or_its_error(chunk):
 
 
 def test_several_items_are_prepared_at_a_time():
-    together = threading.Barrier(DECODERS, timeout=10)  # broken unless all are inside at once
+    together = threading.Barrier(DECODERS, timeout=60)  # broken unless all are inside at once
     assert len(next(prepared(range(DECODERS), lambda _: together.wait(), DECODERS))) == DECODERS
 
 

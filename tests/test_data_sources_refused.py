@@ -116,6 +116,9 @@ def test_a_column_that_a_file_lacks_is_null_there(tmp_path):
     spec = str(tmp_path / "*.parquet")
     assert open_source(spec, SourceOptions(where="width = 7")).captions(0) == ("y",)
     assert open_source(spec, SourceOptions(where="width IS NULL")).captions(0) == ("x",)
+    assert open_source(spec, SourceOptions(where='"width" > 1')).captions(0) == ("y",)
+    assert open_source(spec, SourceOptions(where='"width" > 1')).size == 1
+    assert "no such column: widht" in refusal(RequestError, spec, where='"widht" > 1')
     said = refusal(RequestError, spec, where="height = 7")
     assert "no such column: height. Columns are text, width;" in said
 

@@ -48,6 +48,7 @@ def photos(tmp_path, monkeypatch):
 def test_the_examples_of_the_readme_run(photos, capsys):
     text = "".join(blocks("sh"))
     for long, short in SMALLER.items():
+        assert long in text
         text = text.replace(long, short)
     commands = [command for command in commands_of(text) if command]
     assert [command[0] for command in commands] == [

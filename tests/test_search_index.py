@@ -94,7 +94,7 @@ def test_an_indexed_library_finds_nearly_all_in_the_right_order(made, short_tail
         hits = library.search(as_text(query))
         scores = [float(vectors[int(hit.key)] @ query) for hit in hits]
         np.testing.assert_allclose([hit.score for hit in hits], scores, atol=1e-6)
-        assert scores == sorted(scores, reverse=True)
+        assert (np.diff(scores) <= 1e-6).all()
 
 
 def test_what_is_not_in_the_index_yet_is_found(made, short_tail):

@@ -27,6 +27,8 @@ def photos(tmp_path):
     """Twelve pictures without captions."""
     folder = picture_folder(tmp_path / "photos", 12)
     (folder / "captions.csv").unlink()
+    for second, path in enumerate(sorted(folder.iterdir()), start=1):
+        os.utime(path, (second, second))  # no two alike, however coarse the disk's clock
     return folder
 
 

@@ -62,9 +62,9 @@ def gradients(settings, model, batch, chunk):
 
 
 def assert_same(found, expected, name):
-    """Equal to a millionth of the largest gradient of this weight."""
-    atol = 1e-6 * expected.abs().max().item()
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=atol, msg=lambda m: f"{name}: {m}")
+    """Equal to a hundred thousandth of the largest gradient of this weight."""
+    atol = 1e-5 * expected.abs().max().item()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=atol, msg=lambda m: f"{name}: {m}")
 
 
 @pytest.mark.parametrize("keep", [1.0, 0.5])
@@ -75,7 +75,7 @@ def test_loss_and_every_gradient_are_those_of_the_plain_step(family, chunk, keep
     model, batch = start_model(settings), random_batch(settings)
     loss, expected, after = gradients(settings, model, batch, None)
     found_loss, found, found_after = gradients(settings, model, batch, chunk)
-    assert found_loss == pytest.approx(loss, rel=1e-6)
+    assert found_loss == pytest.approx(loss, rel=1e-5)
     assert torch.equal(after, found_after)
     assert found.keys() == expected.keys()
     for name, gradient in found.items():
@@ -196,7 +196,7 @@ def test_judging_by_pieces_gives_the_same_loss_and_leaves_running_statistics():
     found = [objective(settings, chunk).judge(model, batches) for chunk in (None, 3)]
     with torch.no_grad():
         expected = objective(settings)(model.eval(), batches[0]).item()
-    assert found == pytest.approx([expected] * 2, rel=1e-6)
+    assert found == pytest.approx([expected] * 2, rel=1e-5)
     for name, buffer in model.named_buffers():
         assert torch.equal(buffer, before[name]), name
 

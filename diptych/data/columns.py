@@ -110,6 +110,14 @@ def metadata_of(values: Mapping[str, Any]) -> dict[str, str | int | float]:
     return kept
 
 
+TOKEN = re.compile(
+    r"""'(?:[^']|'')*' | "(?:[^"]|"")*" | `(?:[^`]|``)*` | \[[^\]]*\] | --[^\n]*"""
+    r"""| /\*.*?(?:\*/|\Z) | [()]""",
+    re.DOTALL | re.VERBOSE,
+)
+"""What SQL holds between quotes or as a remark, and the parentheses outside of them."""
+
+
 class Condition:
     """An SQL condition that is asked of several tables, one after the other.
 
@@ -173,7 +181,7 @@ class Condition:
 
     def _select(self, columns: Mapping[str, list[Any]], count: int) -> list[int]:
         """Numbers of the rows for which the condition is true; columns that lack are added."""
-        lacking: list[str] = []
+        lacking = self._quoted_and_lacking(columns)
         while True:
             nulls = {name: [None] * count for name in lacking}
             try:
@@ -184,6 +192,15 @@ class Condition:
                     raise
                 lacking.append(found[1])
                 self._lacking[found[1]] = None
+
+    def _quoted_and_lacking(self, columns: Mapping[str, list[Any]]) -> list[str]:
+        """Names in double quotes that are no column here: SQLite would take them for text."""
+        there = {_folded(name) for name in columns}
+        quoted = [token[1:-1] for token in TOKEN.findall(self._condition) if token[0] == '"']
+        names = dict.fromkeys(name.replace('""', '"') for name in quoted)
+        lacking = [name for name in names if _folded(name) not in there]
+        self._lacking.update(dict.fromkeys(lacking))
+        return lacking
 
     def _refusal(self, why: str) -> RequestError:
         """What to say of a condition that cannot be used."""

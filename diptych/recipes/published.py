@@ -143,7 +143,7 @@ def clip_vit_l_14() -> Run:
 
 
 def clip_vit_l_14_336() -> Run:
-    """CLIP ViT-L/14@336: one more pass over the data at 336 px, from ViT-L/14."""
+    """CLIP ViT-L/14@336: ViT-L/14 at 336 px; the published run is one pass from its weights."""
     return _clip_vit(
         "clip-vit-l-14-336",
         image_size=336,

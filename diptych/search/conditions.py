@@ -4,6 +4,7 @@ import re
 import sqlite3
 import time
 
+from diptych.data.columns import TOKEN
 from diptych.errors import RequestError, nearest
 from diptych.search.rows import Rows
 
@@ -18,13 +19,6 @@ LONGEST = 10_000_000
 
 LONGEST_S = 60.0
 """Seconds that a condition may take."""
-
-TOKEN = re.compile(
-    r"""'(?:[^']|'')*' | "(?:[^"]|"")*" | `(?:[^`]|``)*` | \[[^\]]*\] | --[^\n]*"""
-    r"""| /\*.*?(?:\*/|\Z) | [()]""",
-    re.DOTALL | re.VERBOSE,
-)
-"""What holds parentheses that do not count, and those that do."""
 
 OF_THE_FILE = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_IOERR", "SQLITE_BUSY")
 """Errors that no other condition would mend."""

@@ -98,7 +98,7 @@ class Live:
             try:
                 self.stream.write(text)
                 self.stream.flush()
-            except OSError:
+            except (OSError, ValueError):  # a closed stream raises the latter
                 self._heard = False
 
 
