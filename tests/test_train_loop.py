@@ -8,7 +8,6 @@ import resource
 import shutil
 import signal
 import threading
-import time
 from contextlib import contextmanager
 
 import pytest
