@@ -1,5 +1,7 @@
 """Size, date, place and camera are read from whatever a file says, and nothing is an error."""
 
+import subprocess
+import sys
 from io import BytesIO
 
 import pytest
@@ -131,3 +133,21 @@ def test_broken_exif_is_never_an_error(seed):
 @pytest.mark.parametrize("garbage", [b"Exif\0\0", b"Exif\0\0garbage", b"\0" * 40])
 def test_garbage_instead_of_exif_is_no_error(garbage):
     assert photo_facts(encoded(garbage)) == PhotoFacts(width=6, height=4)
+
+
+def test_only_the_formats_that_are_read_as_pictures_are_opened():
+    file = BytesIO()
+    PICTURE.save(file, "EPS")  # Pillow knows it, and would start Ghostscript to draw it
+    with pytest.raises(OSError, match="cannot identify image file"):
+        photo_facts(file.getvalue())
+
+
+def test_a_heic_photo_has_a_size_before_any_picture_was_decoded(tmp_path):
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    PICTURE.resize((48, 32)).save(tmp_path / "photo.heic", "HEIF")
+    code = (
+        "import sys; from pathlib import Path; from diptych.data.photo_facts import photo_facts; "
+        "facts = photo_facts(Path(sys.argv[1])); print(facts.width, facts.height)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "photo.heic")]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "48 32\n"

@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from diptych.data.pictures import ORIENTATION, quiet
+from diptych.data.pictures import ORIENTATION, formats, quiet
 
 MAKE, MODEL, CHANGED = 0x010F, 0x0110, 0x0132
 EXIF_PART, TAKEN, DIGITISED = 0x8769, 0x9003, 0x9004
@@ -54,7 +54,8 @@ def photo_facts(picture: bytes | Path | Image.Image) -> PhotoFacts:
     with quiet():
         if isinstance(picture, Image.Image):
             return _facts(picture)
-        with Image.open(BytesIO(picture) if isinstance(picture, bytes) else picture) as image:
+        file = BytesIO(picture) if isinstance(picture, bytes) else picture
+        with Image.open(file, formats=formats()) as image:
             return _facts(image)
 
 
