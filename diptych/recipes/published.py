@@ -7,12 +7,13 @@ together, text towers width only. RN50x4, x16 and x64 follow it with about 4, 16
 compute of RN50; their text towers keep 12 layers and grow from 512 to 1,024 wide. Quality was
 found to depend less on the text tower. SigLIP gives both towers the same width and depth.
 
-Settings: CLIP, tables 18 to 20: AdamW with decay 0.2, 2,000 steps of warm-up in 32 passes over
-400 M pairs in batches of 32,768; beta2 and epsilon 0.98 and 1e-6 for vision transformers, 0.999
-and 1e-8 for residual networks. SigLIP: beta2 0.95 (arXiv:2303.15343); rate 1e-3 and decay 1e-4 as
-SigLIP 2 states them (arXiv:2502.14786), where the decay is not multiplied by the rate as AdamW
-does (so 0.1 here). Length, warm-up and epsilon of SigLIP, clipping and crops are this project's.
-A smaller machine gives a smaller `--batch` and a lower `--set optimizer.lr=`.
+Settings: CLIP, tables 18 to 20: AdamW with decay 0.2, 2,000 steps of warm-up in 32 passes over 400
+M pairs in batches of 32,768; beta2 and epsilon 0.98 and 1e-6 for vision transformers, 0.999 and
+1e-8 for residual networks (rates of these five from memory of the tables). SigLIP: beta2 0.95
+(arXiv:2303.15343); rate 1e-3 and decay 1e-4 as SigLIP 2 states them (arXiv:2502.14786), where the
+decay is not multiplied by the rate as AdamW does (so 0.1 here). Length, warm-up and epsilon of
+SigLIP, clipping and crops are this project's. A smaller machine gives a smaller `--batch` and a
+lower `--set optimizer.lr=`.
 
 The text tables have the published size here; a run makes them as large as the vocabulary learned
 from its captions, and no larger. `clip.py` and `siglip.py` hold sizes that a workstation trains.
