@@ -2,43 +2,55 @@
 
     config.json         the shape of the model
     model.safetensors   its weights
-    tokenizer.json      vocabulary, cleaning, length and padding of texts
-    contract.json       preprocessing, and a fingerprint over all four files
+    tokenizer.json      vocabulary, length and padding of texts
+    contract.json       preprocessing and cleaning, the marks of the three, and a fingerprint
     trainer.json, trainer.safetensors   the state of the run, in a run's checkpoints
 
 A folder without a contract is refused, and so is one in which any part was changed since: a
 model fed otherwise than it was trained gives numbers that look right and are wrong.
-Nothing here executes code from a file.
+Nothing here executes code from a file. `tensors.py` reads and writes the weights.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from diptych.data.cleaning import TextRules
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import ImageTransformConfig
 from diptych.errors import CheckpointError, ConfigError, RequestError
-from diptych.files import file_fingerprint, fingerprint, refused
+from diptych.files import file_fingerprint, fingerprint
 from diptych.models.dual_encoder import DualEncoder, DualEncoderConfig
+from diptych.models.image_tower import ImageTowerConfig
+from diptych.models.resnet_tower import ResNetTowerConfig
+from diptych.nn.shapes import shapes_only
+from diptych.tensors import load_tensors, refuse_pickle, save_tensors, settled, weights_mark
 
-FORMAT, OLDEST = 1, 1
-"""Version of the folder's layout that is written, and the oldest that is read."""
+FORMAT, OLDEST = 2, 1
+"""Version of the folder's layout that is written, and the oldest that is read. 2: the weights have
+a mark of their own that no file format enters, and the contract states cleaning, activations and
+pools."""
 
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json")
-"""What makes the model; the contract has a fingerprint of each."""
+"""What makes the model. The contract marks each of them: the weights by `weights_mark`, the others
+(in format 1 all three) by the bytes of the file."""
 
-PICKLED = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-"""How files begin that hold a pickle: those of torch.save (a zip), and plain ones."""
+WEIGHTS = "model.safetensors"
 
-PICKLE_NAMES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
-"""How such files are called."""
+TOKENIZER_SAYS = ("context", "pad_token")
+"""What the contract's table `text` repeats of tokenizer.json; the rest of it are `TextRules`."""
+
+TABLES = {
+    "image": "how to prepare pictures",
+    "text": "how to prepare texts",
+    "model": "how the model is built",
+}
+"""Tables of a contract (format 1 has no `model`), and what nobody knows without each."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +63,46 @@ class Bundle:
     fingerprint: str
     """Sixteen hexadecimal digits that change with the weights or with any part of the contract."""
 
+    made_by: str = "diptych"
+    """The library whose preprocessing and names the model had at first."""
+
+    notes: tuple[str, ...] = ()
+    """What was assumed where the files did not say it; for the user."""
+
+    trained_on: str | None = None
+    """Fingerprint of the training source, where the contract says it."""
+
+
+def make_bundle(
+    config: DualEncoderConfig,
+    tensors: Mapping[str, Tensor],
+    tokenizer: Tokenizer,
+    transform: ImageTransformConfig,
+    *,
+    made_by: str,
+    notes: tuple[str, ...],
+    path: Path,
+) -> Bundle:
+    """A model of tensors in memory, which become its weights without being copied.
+
+    Its fingerprint is the one it has after `save_bundle`.
+
+    Args:
+        config: Its shape.
+        tensors: Its weights, by their names in `DualEncoder`.
+        tokenizer: What its texts go through.
+        transform: What its pictures go through.
+        made_by: The library that saved it.
+        notes: What was assumed.
+        path: Where the tensors come from, for the message.
+
+    Raises:
+        CheckpointError: A tensor is missing, too many, or of another shape or kind.
+    """
+    model = _filled(config, tensors, path)
+    contract = _contract(model, tokenizer, transform, trained_on=None, made_by=made_by)
+    return Bundle(model, tokenizer, transform, contract["fingerprint"], made_by, notes)
+
 
 def save_bundle(
     folder: Path,
@@ -59,6 +111,7 @@ def save_bundle(
     transform: ImageTransformConfig,
     *,
     trained_on: str | None = None,
+    made_by: str = "diptych",
 ) -> str:
     """Write a model into an existing folder; gives its fingerprint.
 
@@ -68,26 +121,16 @@ def save_bundle(
         tokenizer: What the model's texts went through.
         transform: What the model's pictures went through.
         trained_on: Fingerprint of the training source, kept in the contract; None leaves it out.
+        made_by: The library whose preprocessing and names the model had at first.
 
     Raises:
         StorageError: The disk refused.
     """
-    (folder / "config.json").write_text(_pretty(model.config.model_dump(mode="json")))
-    (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
-    save_tensors(folder / "model.safetensors", model.state_dict())
-    contract: dict[str, Any] = {
-        "format": FORMAT,
-        "kind": "dual_encoder",
-        "image": transform.model_dump(mode="json"),
-        "text": {"context": tokenizer.context, "pad_token": tokenizer.pad_token},
-        "vectors": "unit norm",
-        "objective": model.config.objective,
-        "files": _file_marks(folder),
-    }
-    if trained_on is not None:
-        contract["trained_on"] = trained_on
-    contract["fingerprint"] = _contract_mark(contract)
-    (folder / "contract.json").write_text(_pretty(contract))
+    contract = _contract(model, tokenizer, transform, trained_on=trained_on, made_by=made_by)
+    (folder / "config.json").write_bytes(_config_file(model.config))
+    (folder / "tokenizer.json").write_bytes(_tokenizer_file(tokenizer))
+    save_tensors(folder / WEIGHTS, model.state_dict())
+    (folder / "contract.json").write_bytes(_pretty(contract))
     return str(contract["fingerprint"])
 
 
@@ -100,26 +143,34 @@ def load_bundle(folder: Path) -> Bundle:
     """
     refuse_pickle(folder)
     contract = read_contract(folder)
-    marks = _file_marks(folder)
-    for name, mark in contract["files"].items():
-        if marks.get(name) != mark:
-            raise CheckpointError(
-                f"{folder / name} is not the file this model was saved with "
-                f"(fingerprint {marks.get(name)}, contract {mark}). Copy the whole folder again."
-            )
+    _check_files(folder, contract)
     try:
         config = DualEncoderConfig.read(folder / "config.json")
         transform = ImageTransformConfig(**contract["image"])
+        text = contract["text"]
+        rules = TextRules(**{key: text[key] for key in text if key not in TOKENIZER_SAYS})
     except ConfigError as error:
         raise CheckpointError(f"{folder} cannot be read: {error}") from error
-    tokenizer = Tokenizer.from_json((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    with torch.device("meta"):
-        model = DualEncoder(config)
-    path = folder / "model.safetensors"
-    fill(model, load_tensors(path), path, assign=True)
-    for tower in (model.image, model.text):
-        tower.requires_grad_(not tower.config.frozen)
-    return Bundle(model, tokenizer, transform, contract["fingerprint"])
+    written = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    tokenizer = Tokenizer.from_json(written, rules)
+    _check_stated(folder, contract, config, tokenizer)
+    path = folder / WEIGHTS
+    model = _filled(config, load_tensors(path, float32=True), path)
+    if contract["format"] > 1:
+        mark, stated = weights_mark(model.state_dict()), contract.get("weights")
+        if mark != stated:
+            raise CheckpointError(
+                f"{path} does not hold the weights this model was saved with "
+                f"(fingerprint {mark}, contract {stated}). Copy the whole folder again."
+            )
+    return Bundle(
+        model,
+        tokenizer,
+        transform,
+        contract["fingerprint"],
+        made_by=contract.get("made_by", "diptych"),
+        trained_on=contract.get("trained_on"),
+    )
 
 
 def read_contract(folder: Path) -> dict[str, Any]:
@@ -162,24 +213,26 @@ def _require_parts(contract: Mapping[str, Any], path: Path) -> None:
     """Refuse a contract that does not say what loading a model needs.
 
     Raises:
-        CheckpointError: It has no table `image`, or another list of `files`.
+        CheckpointError: A table is not there, or another list of `files`.
     """
-    image, files = contract.get("image"), contract.get("files")
-    if not isinstance(image, dict):
-        raise CheckpointError(
-            f"{path} has image={image!r}, so how to prepare pictures is unknown. "
-            "Use a folder that `diptych train` wrote."
-        )
-    if not isinstance(files, dict) or set(files) != set(MODEL_FILES):
+    remedy = "Use a folder that `diptych train` or `diptych convert` wrote."
+    for name, unknown in TABLES.items():
+        table = contract.get(name)
+        if not isinstance(table, dict) and (name != "model" or contract["format"] > 1):
+            raise CheckpointError(f"{path} has {name}={table!r}, so {unknown} is unknown. {remedy}")
+    files = contract.get("files")
+    wanted = set(MODEL_FILES) - ({WEIGHTS} if contract["format"] > 1 else set())
+    if not isinstance(files, dict) or set(files) != wanted:
         listed = sorted(files) if isinstance(files, dict) else files
         raise CheckpointError(
             f"{path} has the fingerprints of {listed!r}, and they should be those of "
-            f"{', '.join(MODEL_FILES)}. Use a folder that `diptych train` wrote."
+            f"{', '.join(sorted(wanted))}. {remedy}"
         )
 
 
 def find_model(path: Path) -> Path:
-    """The model folder a user means: the folder itself, or the last checkpoint of a run.
+    """The model folder a user means: the folder itself, or of a run its last checkpoint; of one
+    that changed a trained model what it ended with, in `model/`.
 
     Raises:
         RequestError: There is nothing at `path`.
@@ -187,9 +240,11 @@ def find_model(path: Path) -> Path:
     """
     if not path.exists():
         raise RequestError(f"there is no model in {path}: nothing is there. Check the path.")
-    if (path / "contract.json").is_file() or (path / "model.safetensors").is_file():
+    if (path / "contract.json").is_file() or (path / WEIGHTS).is_file():
         return path
     refuse_pickle(path)
+    if (path / "model" / "contract.json").is_file():
+        return path / "model"
     last = path / "checkpoints" / "last"
     if last.is_dir():
         return last.resolve()
@@ -197,64 +252,6 @@ def find_model(path: Path) -> Path:
         f"there is no model in {path}: neither contract.json nor checkpoints/last. "
         "Give the folder of a run or of one of its checkpoints."
     )
-
-
-def refuse_pickle(path: Path) -> None:
-    """Refuse pickled weights, recognised by how the file begins; nothing in it is run.
-
-    Args:
-        path: A file, or a model folder: then its weights are looked at, and where there are none,
-            the files beside them.
-
-    Raises:
-        CheckpointError: Names the file.
-    """
-    files = [path]
-    if path.is_dir():
-        weights = path / "model.safetensors"
-        others = [file for file in path.iterdir() if file.suffix in PICKLE_NAMES]
-        files = [weights] if weights.exists() else sorted(others)
-    for file in files:
-        if file.is_file():
-            with file.open("rb") as opened:
-                begin = opened.read(9)
-            # a safetensors file begins with a length, which may look the same, and then a brace
-            if begin.startswith(PICKLED) and begin[8:] != b"{":
-                raise CheckpointError(
-                    f"{file} is a pickle, which can run any code when it is opened, so it was not "
-                    "opened. Use weights saved as safetensors, in a folder that `diptych train` "
-                    "wrote."
-                )
-
-
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors as safetensors.
-
-    Raises:
-        StorageError: The disk refused.
-    """
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    try:
-        save_file(plain, path)
-    except (SafetensorError, OSError) as error:
-        raise refused(path, error) from error
-
-
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file.
-
-    Raises:
-        CheckpointError: It is missing, cut or no safetensors file.
-    """
-    try:
-        # Copied out of the mapped file, where tensors begin at any multiple of 8 bytes: kernels
-        # that look at the alignment of their input give other last bits there.
-        return {name: tensor.clone() for name, tensor in load_file(path).items()}
-    except (SafetensorError, OSError) as error:
-        refuse_pickle(path)
-        raise CheckpointError(
-            f"{path} cannot be read as safetensors: {error}. Copy the file again."
-        ) from error
 
 
 def fill(
@@ -269,19 +266,37 @@ def fill(
         assign: Make them the model's own instead of copying their values.
 
     Raises:
-        CheckpointError: One is missing, too many, or of another shape; nothing is put in.
+        CheckpointError: One is missing, too many, or of another shape or kind; nothing is put in.
     """
     wanted = model.state_dict()
     for name, ours in wanted.items():
         if name not in tensors:
             raise _misfit(path, f"{name} {list(ours.shape)} is missing")
-        if tensors[name].shape != ours.shape:
-            found = list(tensors[name].shape)
-            raise _misfit(path, f"{name} has shape {found}, and the model wants {list(ours.shape)}")
+        theirs = tensors[name]
+        for what, found, right in (
+            ("shape", list(theirs.shape), list(ours.shape)),
+            ("kind", theirs.dtype, ours.dtype),
+        ):
+            if found != right:
+                raise _misfit(path, f"{name} has {what} {found}, and the model wants {right}")
     for name, theirs in tensors.items():
         if name not in wanted:
             raise _misfit(path, f"the model has no {name} {list(theirs.shape)}")
     model.load_state_dict(tensors, assign=assign)
+
+
+def _filled(config: DualEncoderConfig, tensors: Mapping[str, Tensor], path: Path) -> DualEncoder:
+    """A model whose weights are these tensors; what the config calls frozen is frozen.
+
+    Raises:
+        CheckpointError: They do not fit.
+    """
+    with shapes_only():
+        model = DualEncoder(config)
+    fill(model, {name: settled(tensor) for name, tensor in tensors.items()}, path, assign=True)
+    for tower in (model.image, model.text):
+        tower.requires_grad_(not tower.config.frozen)
+    return model
 
 
 def _misfit(path: Path, what: str) -> CheckpointError:
@@ -289,12 +304,105 @@ def _misfit(path: Path, what: str) -> CheckpointError:
     return CheckpointError(f"{path} does not fit config.json: {what}. Copy the whole folder again.")
 
 
-def _file_marks(folder: Path) -> dict[str, str]:
-    """Fingerprints of the three files that make the model."""
-    missing = [name for name in MODEL_FILES if not (folder / name).is_file()]
-    if missing:
-        raise CheckpointError(f"{folder} has no {missing[0]}. Copy the whole folder again.")
-    return {name: file_fingerprint(folder / name) for name in MODEL_FILES}
+def _contract(
+    model: DualEncoder,
+    tokenizer: Tokenizer,
+    transform: ImageTransformConfig,
+    *,
+    trained_on: str | None,
+    made_by: str,
+) -> dict[str, Any]:
+    """What the contract of a model says, its fingerprint last."""
+    contract: dict[str, Any] = {
+        "format": FORMAT,
+        "kind": "dual_encoder",
+        "made_by": made_by,
+        "image": transform.model_dump(mode="json"),
+        "text": {"context": tokenizer.context, "pad_token": tokenizer.pad_token}
+        | tokenizer.rules.model_dump(mode="json"),
+        "model": _stated(model.config),
+        "vectors": "unit norm",
+        "objective": model.config.objective,
+        "files": {
+            "config.json": _mark(_config_file(model.config)),
+            "tokenizer.json": _mark(_tokenizer_file(tokenizer)),
+        },
+        "weights": weights_mark(model.state_dict()),
+    }
+    if trained_on is not None:
+        contract["trained_on"] = trained_on
+    contract["fingerprint"] = _contract_mark(contract)
+    return contract
+
+
+def _stated(config: DualEncoderConfig) -> dict[str, str]:
+    """What readers of a contract look for first: the settings that change every vector and that
+    no shape of a weight betrays."""
+    image = config.image
+    if isinstance(image, ImageTowerConfig):
+        activation: str = image.activation
+    else:
+        activation = "relu" if isinstance(image, ResNetTowerConfig) else f"that of {image.name}"
+    return {
+        "image_activation": activation,
+        "text_activation": config.text.activation,
+        "image_pool": image.pool or activation,
+        "text_pool": config.text.pool,
+    }
+
+
+def _check_files(folder: Path, contract: Mapping[str, Any]) -> None:
+    """Refuse files other than those the model was saved with.
+
+    Raises:
+        CheckpointError: One is missing, or was changed.
+    """
+    for name in MODEL_FILES:
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder} has no {name}. Copy the whole folder again.")
+    for name, stated in contract["files"].items():
+        mark = file_fingerprint(folder / name)
+        if mark != stated:
+            raise CheckpointError(
+                f"{folder / name} is not the file this model was saved with "
+                f"(fingerprint {mark}, contract {stated}). Copy the whole folder again."
+            )
+
+
+def _check_stated(
+    folder: Path, contract: Mapping[str, Any], config: DualEncoderConfig, tokenizer: Tokenizer
+) -> None:
+    """Refuse a contract that says of the model what its own files do not say.
+
+    Raises:
+        CheckpointError: Names the setting, and what both say.
+    """
+    text = {"context": tokenizer.context, "pad_token": tokenizer.pad_token}
+    both = [("tokenizer.json", text, contract["text"])]
+    if contract["format"] > 1:
+        both.append(("config.json", _stated(config), contract["model"]))
+    for file, found, stated in both:
+        for name, value in found.items():
+            if stated.get(name) != value:
+                raise CheckpointError(
+                    f"{folder / 'contract.json'} says {name} is {stated.get(name)!r}, and {file} "
+                    f"says {value!r}. Copy the whole folder again."
+                )
+
+
+def _config_file(config: DualEncoderConfig) -> bytes:
+    """What config.json holds."""
+    return _pretty(config.model_dump(mode="json"))
+
+
+def _tokenizer_file(tokenizer: Tokenizer) -> bytes:
+    """What tokenizer.json holds."""
+    return tokenizer.to_json().encode()
+
+
+def _mark(content: bytes) -> str:
+    """The `file_fingerprint` of a file with this content."""
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _contract_mark(contract: Mapping[str, Any]) -> str:
@@ -303,6 +411,6 @@ def _contract_mark(contract: Mapping[str, Any]) -> str:
     return fingerprint(json.dumps(rest, sort_keys=True))
 
 
-def _pretty(values: Mapping[str, Any]) -> str:
+def _pretty(values: Mapping[str, Any]) -> bytes:
     """JSON for people."""
-    return json.dumps(values, indent=2) + "\n"
+    return (json.dumps(values, indent=2) + "\n").encode()

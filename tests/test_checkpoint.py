@@ -15,16 +15,18 @@ from diptych.checkpoint import (
     fill,
     find_model,
     load_bundle,
-    load_tensors,
+    make_bundle,
     read_contract,
     save_bundle,
 )
+from diptych.data.cleaning import TextRules
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import ImageTransformConfig
 from diptych.errors import CheckpointError, RequestError
 from diptych.files import file_fingerprint, fingerprint
 from diptych.models.dual_encoder import DualEncoder
 from diptych.recipes import RECIPES
+from diptych.tensors import load_tensors, weights_mark
 
 TINY = [name for name in RECIPES if name.endswith("-tiny")]
 TEXTS = ["a red circle", "two dogs on the beach", ""]
@@ -115,7 +117,84 @@ def test_the_fingerprint_changes_with_each_part(tmp_path):
         model.log_scale += 1e-6
     marks.append(save_bundle(tmp_path, model, tokenizer, transform))
     marks.append(save_bundle(tmp_path, make(text=True)[0], tokenizer, transform))
-    assert len(set(marks)) == 5
+    cleaned = Tokenizer.from_json(tokenizer.to_json(), TextRules(cleaning=("ftfy",)))
+    marks.append(save_bundle(tmp_path, model, cleaned, transform))
+    marks.append(save_bundle(tmp_path, model, tokenizer, transform, made_by="open_clip"))
+    marks.append(save_bundle(tmp_path, model, tokenizer, transform, trained_on="0" * 16))
+    assert len(set(marks)) == 8
+
+
+def test_rules_maker_and_source_come_back(tmp_path):
+    model, tokenizer, transform = make()
+    rules = TextRules(cleaning=("ftfy", "lower"), reads_special=True)
+    cleaned = Tokenizer.from_json(tokenizer.to_json(), rules)
+    save_bundle(tmp_path, model, cleaned, transform, made_by="open_clip", trained_on="0" * 16)
+    bundle = load_bundle(tmp_path)
+    assert bundle.tokenizer.rules == rules
+    assert (bundle.made_by, bundle.trained_on, bundle.notes) == ("open_clip", "0" * 16, ())
+
+
+def test_tensors_in_memory_make_the_bundle_that_saving_them_would(tmp_path):
+    model, tokenizer, transform = make("siglip-tiny")
+    tensors = {name: value.clone() for name, value in reversed(model.state_dict().items())}
+    name = next(name for name, value in tensors.items() if value.ndim == 2)
+    wide = torch.stack([tensors[name], tensors[name]])  # half of it is neither aligned nor alone
+    tensors[name] = wide.transpose(1, 2).contiguous()[1].T
+    bundle = make_bundle(
+        model.config,
+        tensors,
+        tokenizer,
+        transform,
+        made_by="open_clip",
+        notes=("a guess",),
+        path=tmp_path / "open_clip_model.safetensors",
+    )
+    assert bundle.notes == ("a guess",)
+    assert bundle.fingerprint == save_bundle(
+        tmp_path, bundle.model, tokenizer, transform, made_by=bundle.made_by
+    )
+    assert load_bundle(tmp_path).fingerprint == bundle.fingerprint
+    before, after = outputs(model, tokenizer), outputs(bundle.model, bundle.tokenizer)
+    assert torch.equal(before.image, after.image)
+    assert torch.equal(before.text, after.text)
+    for weight in bundle.model.parameters():
+        assert weight.is_contiguous()
+        assert weight.data_ptr() % 64 == 0
+
+
+def test_tensors_in_memory_that_do_not_fit_are_named_with_their_file(tmp_path):
+    model, tokenizer, transform = make()
+    tensors = dict(model.state_dict())
+    del tensors["text.final_norm.bias"]
+    with pytest.raises(CheckpointError) as caught:
+        make_bundle(
+            model.config,
+            tensors,
+            tokenizer,
+            transform,
+            made_by="open_clip",
+            notes=(),
+            path=tmp_path / "theirs.pt",
+        )
+    assert str(caught.value).startswith(
+        f"{tmp_path / 'theirs.pt'} does not fit config.json: text.final_norm.bias [64] is missing."
+    )
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_weights_stored_in_half_the_space_are_the_same_model(tmp_path, kind):
+    model, tokenizer, transform = make()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(weight.to(kind))
+    mark = save_bundle(tmp_path, model, tokenizer, transform)
+    path = tmp_path / "model.safetensors"
+    save_file({name: value.to(kind) for name, value in model.state_dict().items()}, path)
+    bundle = load_bundle(tmp_path)
+    assert bundle.fingerprint == mark
+    for name, value in bundle.model.state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, model.state_dict()[name]), name
 
 
 @pytest.mark.parametrize("frozen", [{}, {"image": True}, {"text": True}])
@@ -127,15 +206,47 @@ def test_what_was_frozen_is_frozen_again_and_nothing_else(tmp_path, frozen):
         assert weight.device.type == "cpu"
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def flip(path, place):
+    """Change one bit, at a share of the file."""
+    data = bytearray(path.read_bytes())
+    data[int(place * len(data)) if place >= 0 else -1] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
 @pytest.mark.parametrize("place", [0, 0.5, -1])
 def test_one_flipped_bit_is_named(folder, name, place):
-    data = bytearray((folder / name).read_bytes())
-    data[int(place * len(data)) if place >= 0 else -1] ^= 1
-    (folder / name).write_bytes(data)
+    flip(folder / name, place)
     said = refusal(folder)
     assert said.startswith(f"{folder / name} is not the file this model was saved with ")
     assert said.endswith("Copy the whole folder again.")
+
+
+@pytest.mark.parametrize("place", [0.5, 0.9, -1])
+def test_one_flipped_bit_of_the_weights_is_named(folder, place):
+    flip(folder / "model.safetensors", place)
+    said = refusal(folder)
+    assert said.startswith(
+        f"{folder / 'model.safetensors'} does not hold the weights this model was saved with "
+    )
+    assert said.endswith("Copy the whole folder again.")
+
+
+def test_a_flipped_bit_of_the_list_of_weights_is_named(folder):
+    flip(folder / "model.safetensors", 0)
+    assert "model.safetensors cannot be read as safetensors: " in refusal(folder)
+
+
+def test_two_weights_that_changed_places_are_noticed(folder):
+    tensors = load_file(folder / "model.safetensors")
+    one, other = "text.final_norm.weight", "image.final_norm.weight"
+    tensors[one] += 1
+    save_file(tensors, folder / "model.safetensors")
+    moved = weights_mark(tensors)
+    tensors[one], tensors[other] = tensors[other], tensors[one]
+    assert weights_mark(tensors) != moved
+    save_file(tensors, folder / "model.safetensors")
+    assert "does not hold the weights this model was saved with" in refusal(folder)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
@@ -158,7 +269,11 @@ def edit(folder, change):
         lambda contract: contract["image"].update(mean=[0.5, 0.5, 0.5]),
         lambda contract: contract["image"].update(resize="squash"),
         lambda contract: contract["text"].update(context=31),
-        lambda contract: contract["files"].update({"model.safetensors": "0" * 16}),
+        lambda contract: contract["text"].update(cleaning=["lower"]),
+        lambda contract: contract["model"].update(text_activation="quick_gelu"),
+        lambda contract: contract["files"].update({"config.json": "0" * 16}),
+        lambda contract: contract.update(weights="0" * 16),
+        lambda contract: contract.update(made_by="open_clip"),
         lambda contract: contract.update(objective="sigmoid"),
         lambda contract: contract.update(fingerprint="0" * 16),
         lambda contract: contract.update(extra=1),
@@ -213,17 +328,79 @@ def test_an_older_format_asks_for_its_own_diptych(folder, version):
 def test_truncated_weights_are_refused(folder):
     data = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
-    assert "model.safetensors is not the file this model was saved with" in refusal(folder)
+    assert "model.safetensors cannot be read as safetensors: " in refusal(folder)
 
 
-def seal(folder):
+def seal(folder, change=lambda contract: None):
     """Make the contract agree with the files again, as someone would who forges a model."""
     contract = json.loads((folder / "contract.json").read_text())
     for name in contract["files"]:
         contract["files"][name] = file_fingerprint(folder / name)
+    change(contract)
     del contract["fingerprint"]
     contract["fingerprint"] = fingerprint(json.dumps(contract, sort_keys=True))
     (folder / "contract.json").write_text(json.dumps(contract))
+
+
+def to_format_1(folder):
+    """Rewrite a folder as the first Diptych wrote it."""
+
+    def change(contract):
+        for name in ("made_by", "model", "weights"):
+            contract.pop(name)
+        contract["format"] = 1
+        contract["text"] = {name: contract["text"][name] for name in ("context", "pad_token")}
+        names = ("config.json", "model.safetensors", "tokenizer.json")
+        contract["files"] = {name: file_fingerprint(folder / name) for name in names}
+
+    seal(folder, change)
+
+
+def test_a_folder_of_format_1_is_read_and_keeps_its_fingerprint(saved, folder):
+    to_format_1(folder)
+    contract = json.loads((folder / "contract.json").read_text())
+    assert set(contract) == {
+        *("format", "kind", "image", "text", "vectors", "objective", "files", "fingerprint")
+    }
+    bundle = load_bundle(folder)
+    assert bundle.fingerprint == contract["fingerprint"]
+    assert bundle.made_by == "diptych"
+    expected = load_bundle(saved)
+    for name, value in expected.model.state_dict().items():
+        assert torch.equal(bundle.model.state_dict()[name], value)
+    assert bundle.tokenizer.rules == TextRules()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_one_flipped_bit_in_format_1_is_named(folder, name):
+    to_format_1(folder)
+    flip(folder / name, 0.5)
+    assert refusal(folder).startswith(f"{folder / name} is not the file this model was saved with ")
+
+
+@pytest.mark.parametrize(
+    ("table", "name", "value", "words"),
+    [
+        ("text", "context", 31, "says context is 31, and tokenizer.json says 32."),
+        ("text", "pad_token", 9, "says pad_token is 9, and tokenizer.json says 0."),
+        ("model", "text_activation", "relu", "is 'relu', and config.json says 'gelu'."),
+        ("model", "image_activation", "relu", "is 'relu', and config.json says 'gelu'."),
+        ("model", "image_pool", "mean", "is 'mean', and config.json says 'class'."),
+        ("model", "text_pool", "last", "is 'last', and config.json says 'end'."),
+        ("text", "cleaning", ["polish"], "setting 'cleaning.0' is 'polish'"),
+        ("text", "soap", 1, "there is no setting 'soap'."),
+        ("image", "interpolation", "nearest", "setting 'interpolation' is 'nearest'"),
+    ],
+)
+def test_a_forged_contract_that_contradicts_the_files_is_refused(folder, table, name, value, words):
+    seal(folder, lambda contract: contract[table].update({name: value}))
+    assert words in refusal(folder)
+
+
+def test_a_forged_mark_of_the_weights_is_refused(folder):
+    seal(folder, lambda contract: contract.pop("weights"))
+    assert "does not hold the weights this model was saved with" in refusal(folder)
+    assert "contract None)" in refusal(folder)
 
 
 @pytest.mark.parametrize(
@@ -231,12 +408,14 @@ def seal(folder):
     [
         (lambda contract: contract.pop("image"), "has image=None, so how to prepare pictures is"),
         (lambda contract: contract.update(image=[1]), "has image=[1], so how to prepare"),
+        (lambda contract: contract.pop("text"), "has text=None, so how to prepare texts is"),
+        (lambda contract: contract.pop("model"), "has model=None, so how the model is built is"),
         (lambda contract: contract.pop("files"), "has the fingerprints of None, and they should"),
         (lambda contract: contract.update(files={}), "has the fingerprints of [], and they should"),
         (
-            lambda contract: contract["files"].pop("model.safetensors"),
-            "has the fingerprints of ['config.json', 'tokenizer.json'], and they should be those "
-            "of config.json, model.safetensors, tokenizer.json. Use a folder",
+            lambda contract: contract["files"].pop("config.json"),
+            "has the fingerprints of ['tokenizer.json'], and they should be those "
+            "of config.json, tokenizer.json. Use a folder",
         ),
         (
             lambda contract: contract["files"].update(more="0"),
@@ -252,7 +431,7 @@ def test_a_sealed_contract_that_lacks_a_part_is_refused(folder, change, words):
     said = refusal(folder)
     assert said.startswith(f"{folder / 'contract.json'} has ")
     assert words in said
-    assert said.endswith("Use a folder that `diptych train` wrote.")
+    assert said.endswith("Use a folder that `diptych train` or `diptych convert` wrote.")
 
 
 def test_truncated_weights_under_a_forged_contract_are_no_safetensors(folder):
@@ -348,7 +527,13 @@ def change_weights(folder, change):
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
     save_file(tensors, folder / "model.safetensors")
-    seal(folder)
+    seal(folder, lambda contract: contract.update(weights=weights_mark(tensors)))
+
+
+def test_a_weight_of_another_kind_is_named(folder):
+    name = "text.final_norm.bias"
+    change_weights(folder, lambda tensors: tensors.update({name: tensors[name].long()}))
+    assert f"{name} has kind torch.int64, and the model wants torch.float32." in refusal(folder)
 
 
 def test_a_missing_weight_is_named_with_its_shape(folder):
@@ -427,7 +612,7 @@ def test_a_folder_that_lost_its_contract_is_found_so_that_the_loss_is_named(fold
 FULL = """
 import resource, sys, torch
 from pathlib import Path
-from diptych.checkpoint import save_tensors
+from diptych.tensors import save_tensors
 from diptych.errors import StorageError
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 try:
@@ -443,6 +628,23 @@ def test_weights_that_the_disk_refuses_are_a_storage_error(tmp_path):
     assert done.stdout.startswith(f"{tmp_path / 'x'} cannot be written: ")
     assert "File too large" in done.stdout
     assert "Free some space or choose another folder" in done.stdout
+
+
+UNCOMPILED = """
+import sys
+from pathlib import Path
+from diptych.checkpoint import load_bundle
+load_bundle(Path(sys.argv[1]))
+print([name for name in ("torch._dynamo", "sympy") if name in sys.modules])
+"""
+
+
+@pytest.mark.parametrize("recipe", ["clip-tiny", "siglip-tiny"])
+def test_loading_does_not_import_torchs_compiler(tmp_path, recipe):
+    save_bundle(tmp_path, *make(recipe))
+    command = [sys.executable, "-c", UNCOMPILED, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_the_contract_keeps_what_the_model_was_trained_on(tmp_path):

@@ -161,15 +161,15 @@ def test_json_brings_back_the_same_tokenizer(tokenizer):
 
 def test_trimming_drops_only_columns_that_are_padding_in_every_row(tokenizer):
     ids, _ = tokenizer.encode(["dog", CAPTIONS[2], ""])
-    shorter = trim(ids, tokenizer.pad_token)
+    shorter = trim(ids, tokenizer.pad_token, tokenizer.end_token)
     assert shorter.shape == (3, len(used(tokenizer, CAPTIONS[2])))
     np.testing.assert_array_equal(shorter, ids[:, : shorter.shape[1]])
     assert (ids[:, shorter.shape[1] :] == tokenizer.pad_token).all()
 
 
 def test_trimming_leaves_a_column_where_all_is_padding():
-    assert trim(np.zeros((2, 5), np.int64), 0).shape == (2, 1)
-    assert trim(np.ones((2, 5), np.int64), 0).shape == (2, 5)
+    assert trim(np.zeros((2, 5), np.int64), 0, 1).shape == (2, 1)
+    assert trim(np.ones((2, 5), np.int64), 0, 1).shape == (2, 5)
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,11 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "diptych"
 LAYERS = [
-    {"errors", "config", "batch", "comm", "files"},
+    {"errors", "config", "batch", "comm", "files", "tensors"},
     {"nn"},
     {"models", "losses", "data"},
     {"checkpoint"},
+    {"pretrained"},
     {"train", "evaluate", "predict", "search"},
     {"recipes"},
     {"report"},
@@ -19,7 +20,10 @@ LAYERS = [
     {"__main__"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
-WITHIN = {("config", "errors"), ("files", "errors"), ("comm", "errors"), ("batch", "errors")}
+WITHIN = {
+    *(("config", "errors"), ("files", "errors"), ("comm", "errors"), ("batch", "errors")),
+    *(("tensors", "errors"), ("tensors", "files")),
+}
 
 
 def imported_parts(path: Path) -> set[str]:

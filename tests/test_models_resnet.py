@@ -357,7 +357,10 @@ def test_a_run_with_a_resnet_is_read_back_as_it_was_written(tmp_path):
         ({"layers": [1, 0]}, "setting 'image.layers.1' is 0: Input should be greater than or eq"),
         ({"stempool": True}, "no setting 'image.stempool'. Did you mean 'stem_pool'?"),
         ({"keep_patches": 0.5}, "no setting 'image.keep_patches'. Known: block, frozen, heads, i"),
-        ({"kind": "rsnet"}, "setting 'image.kind' is 'rsnet': known are 'vit', 'resnet'. Give one"),
+        (
+            {"kind": "rsnet"},
+            "setting 'image.kind' is 'rsnet': known are 'vit', 'resnet', 'timm'. Give one",
+        ),
         ({"pool": "class"}, "setting 'image.pool' is 'class': Input should be 'attention' or"),
     ],
 )

@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from small import random_model, small_run
 from torch import nn
 
-from diptych.checkpoint import load_bundle, load_tensors
+from diptych.checkpoint import load_bundle
 from diptych.errors import CheckpointError, ConfigError
+from diptych.tensors import load_tensors
 from diptych.train.average import WeightAverage
 from diptych.train.log import Live, read_log
 from diptych.train.loop import train

@@ -13,6 +13,7 @@ import typer
 from diptych.cli.about import doctor, recipes
 from diptych.cli.classify import classify
 from diptych.cli.common import wants_json
+from diptych.cli.convert import convert
 from diptych.cli.demo import demo
 from diptych.cli.evaluate import evaluate
 from diptych.cli.index import index
@@ -29,7 +30,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for command in (demo, train, evaluate, embed, index, search, classify, recipes, doctor):
+for command in (demo, train, evaluate, embed, index, search, classify, convert, recipes, doctor):
     app.command()(command)
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]

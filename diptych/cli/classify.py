@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
-from diptych.cli.common import Device, Json, ModelFolder, Seed, answer, counter, tell
+from diptych.cli.common import Device, Json, Model, Offline, Seed, answer, counter, load_model, tell
 from diptych.errors import DataError, RequestError
 
 
 def classify(
-    model: ModelFolder,
+    model: Model,
     images: Annotated[list[Path], typer.Argument(help="Picture files, and folders of them.")],
     labels: Annotated[
         str | None, typer.Option("--labels", help="What to tell apart, divided by commas.")
@@ -23,6 +23,7 @@ def classify(
         typer.Option("--templates", help="A file, one text a line with {} where the label goes."),
     ] = None,
     top: Annotated[int, typer.Option("--top", min=1, help="Labels to show of each picture.")] = 3,
+    offline: Offline = False,
     as_json: Json = False,
     seed: Seed = 0,
     device: Device = "auto",
@@ -36,7 +37,6 @@ def classify(
     """
     from diptych.data.prompts import check_labels, read_labels, read_templates
     from diptych.predict.classify import classify_files, picture_files
-    from diptych.predict.model import load
 
     if (labels is None) == (labels_file is None):
         given = "both are" if labels is not None else "neither is"
@@ -50,7 +50,7 @@ def classify(
     names = read_labels(labels_file) if labels_file else check_labels(pieces)
     texts = read_templates(templates) if templates else None
     paths = picture_files(images)
-    loaded = load(model, device=device)
+    loaded = load_model(model, device, offline)
     if len(names) == 1 and loaded.objective == "softmax":
         tell(
             f"only one label: this model compares labels, so {names[0]!r} gets 1.0 for any "

@@ -4,16 +4,28 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from diptych.predict.model import Model as LoadedModel
 
 Json = Annotated[
     bool, typer.Option("--json", help="Answer with one JSON object on standard output.")
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
-ModelFolder = Annotated[Path, typer.Argument(help="Folder of a run, or of a checkpoint.")]
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="Folder of a run, or a model of open_clip or transformers, hf:org/name, or a short "
+        "name such as clip-b32."
+    ),
+]
+Offline = Annotated[
+    bool, typer.Option("--offline", help="Never ask the hub; use models that are cached.")
+]
 Data = Annotated[
     list[str],
     typer.Option(
@@ -42,6 +54,16 @@ SkipDamaged = Annotated[
 def wants_json(arguments: Sequence[str]) -> bool:
     """True if the request asks for JSON."""
     return "--json" in arguments
+
+
+def load_model(spec: str, device: str, offline: bool) -> "LoadedModel":
+    """A model ready for use; what was assumed about its files is told."""
+    from diptych.predict.model import load
+
+    loaded = load(spec, device=device, offline=offline)
+    for note in loaded.notes:
+        tell(note)
+    return loaded
 
 
 def answer(as_json: bool, values: dict[str, Any], text: str) -> None:

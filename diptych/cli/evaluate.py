@@ -11,13 +11,15 @@ from diptych.cli.common import (
     Device,
     ImageColumn,
     Json,
-    ModelFolder,
+    Model,
+    Offline,
     Seed,
     SkipDamaged,
     TextColumn,
     Where,
     answer,
     counter,
+    load_model,
     tell,
 )
 from diptych.errors import RequestError, nearest
@@ -29,7 +31,7 @@ FORMATS = ("diptych", "clip_benchmark")
 
 
 def evaluate(
-    model: ModelFolder,
+    model: Model,
     data: Data,
     task: Annotated[
         str, typer.Option("--task", help="What to judge: retrieval, zeroshot, probe, calibration.")
@@ -66,6 +68,7 @@ def evaluate(
     text_column: TextColumn = None,
     where: Where = None,
     skip_damaged: SkipDamaged = False,
+    offline: Offline = False,
     as_json: Json = False,
     seed: Seed = 0,
     device: Device = "auto",
@@ -93,7 +96,6 @@ def evaluate(
     from diptych.evaluate.judge import Settings, result_file
     from diptych.evaluate.tasks import find_task
     from diptych.files import write_text
-    from diptych.predict.model import load
 
     given: dict[str, Any] = {
         "templates": templates and read_templates(templates),
@@ -106,7 +108,7 @@ def evaluate(
     _check_format(shape, task)
     if test_where is not None and test is None:
         raise RequestError("--test-where is given and --test is not. Give --test SOURCE too.")
-    loaded = load(model, device=device)
+    loaded = load_model(model, device, offline)
     options = SourceOptions(
         image_column=image_column, text_column=text_column, where=where, skip_damaged=skip_damaged
     )
@@ -155,8 +157,11 @@ def _result_path(model: Path, values: dict[str, Any], shape: str) -> Path:
     """A file for each model, source, options and format, in the run's folder: its checkpoints are
     pruned.
 
-    A model that is no checkpoint of a run has results/ in its own folder.
+    A model that is no checkpoint of a run has results/ in its own folder; one that was fetched from
+    the hub, here: its folder is a cache.
     """
+    from huggingface_hub.constants import HF_HUB_CACHE
+
     from diptych.files import fingerprint
 
     model = model.resolve()
@@ -172,4 +177,7 @@ def _result_path(model: Path, values: dict[str, Any], shape: str) -> Path:
     }
     mark = fingerprint(json.dumps(asked, sort_keys=True))
     name = f"{values['task']}-{values['data']['fingerprint']}-{mark}.json"
-    return (run if ours else model) / "results" / name
+    folder = run if ours else model if model.is_dir() else model.parent
+    if model.is_relative_to(Path(HF_HUB_CACHE).resolve()):
+        folder = Path()
+    return folder / "results" / name

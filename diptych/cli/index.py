@@ -13,12 +13,14 @@ from diptych.cli.common import (
     Device,
     ImageColumn,
     Json,
-    ModelFolder,
+    Model,
+    Offline,
     Seed,
     SkipDamaged,
     TextColumn,
     Where,
     answer,
+    load_model,
     tell,
 )
 from diptych.errors import RequestError
@@ -41,7 +43,7 @@ SHOWN = 10
 
 
 def index(
-    model: ModelFolder,
+    model: Model,
     sources: Sources = None,
     library: Annotated[
         Path, typer.Option("--library", help="The library; made if it is not there.")
@@ -57,6 +59,7 @@ def index(
     text_column: TextColumn = None,
     where: Where = None,
     skip_damaged: SkipDamaged = False,
+    offline: Offline = False,
     as_json: Json = False,
     seed: Seed = 0,
     device: Device = "auto",
@@ -68,7 +71,6 @@ def index(
     Example: diptych index runs/photos photos/ --library photos.library
     """
     from diptych.data.source import SourceOptions
-    from diptych.predict.model import load
     from diptych.search.intake import Changes
     from diptych.search.library import Library
 
@@ -76,7 +78,7 @@ def index(
         image_column=image_column, text_column=text_column, where=where, skip_damaged=skip_damaged
     )
     changes = Changes()
-    with Library.open(library, model=load(model, device=device)) as opened:
+    with Library.open(library, model=load_model(model, device, offline)) as opened:
         if not sources:
             if not opened.roots:
                 raise RequestError(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from diptych.cli.common import Device, Json, Seed, answer, tell
+from diptych.cli.common import Device, Json, Offline, Seed, answer, load_model, tell
 from diptych.errors import RequestError
 
 if TYPE_CHECKING:
@@ -46,9 +46,10 @@ def search(
         ),
     ] = 0.5,
     model: Annotated[
-        Path | None,
+        str | None,
         typer.Option("--model", help="The model that made the vectors, if it was moved."),
     ] = None,
+    offline: Offline = False,
     as_json: Json = False,
     seed: Seed = 0,
     device: Device = "auto",
@@ -70,9 +71,9 @@ def search(
             f'Write: diptych search {path} "a red bicycle".'
         )
     if (path / "embedding.json").is_file():
-        hits, empty = _ask_vectors(path, text, image, count, where, model, device), ""
+        hits, empty = _ask_vectors(path, text, image, count, where, model, device, offline), ""
     elif (path / FILE).is_file():
-        hits, empty = _ask_library(path, text, image, count, where, text_weight, model, device)
+        hits, empty = _ask_library(path, text, image, count, where, text_weight, model, device, offline)
     else:
         raise RequestError(
             f"{path} holds no library and no vectors. "
@@ -90,8 +91,9 @@ def _ask_library(
     count: int,
     where: str | None,
     text_weight: float,
-    model: Path | None,
+    model: str | None,
     device: str,
+    offline: bool,
 ) -> tuple[list["Hit"], str]:
     """Hits of a library, and what to say if there are none."""
     from diptych.search.library import Library
@@ -99,7 +101,7 @@ def _ask_library(
     with Library.open(path) as library:
         if not len(library):
             return [], _empty(path)
-        library.use_model(_load(path, library.model_path, model, device, INDEX_AGAIN))
+        library.use_model(_load(path, library.model_path, model, device, offline, INDEX_AGAIN))
         if where is None and (waiting := library.waiting):
             tell(f"the index takes in {waiting:,} pictures first")
         hits = library.search(text, count, where=where, image=image, text_weight=text_weight)
@@ -112,8 +114,9 @@ def _ask_vectors(
     image: str | None,
     count: int,
     where: str | None,
-    model: Path | None,
+    model: str | None,
     device: str,
+    offline: bool,
 ) -> list["Hit"]:
     """Hits of a folder of vectors."""
     from diptych.data.vectors import read_vectors
@@ -130,7 +133,7 @@ def _ask_vectors(
             "Leave it out, or build a library: diptych index MODEL DIR --library PATH."
         )
     stored = read_vectors(path)
-    loaded = _load(path, Path(stored.header.model), model, device, EMBED_AGAIN)
+    loaded = _load(path, Path(stored.header.model), model, device, offline, EMBED_AGAIN)
     if loaded.fingerprint != stored.header.model_fingerprint:
         raise RequestError(
             f"{path} was made by the model {stored.header.model_fingerprint}, and "
@@ -141,16 +144,16 @@ def _ask_vectors(
     return find(stored, query[0], count)
 
 
-def _load(path: Path, maker: Path, given: Path | None, device: str, remedy: str) -> "Model":
+def _load(
+    path: Path, maker: Path, given: str | None, device: str, offline: bool, remedy: str
+) -> "Model":
     """The model that was given, or the one that made the vectors."""
-    from diptych.predict.model import load
-
     if given is None and not maker.is_dir():
         raise RequestError(
             f"the model that made {path} is no longer at {maker}: it was moved or removed. "
             f"Give it with --model, or {remedy}."
         )
-    return load(given or maker, device=device)
+    return load_model(given or str(maker), device, offline)
 
 
 def _empty(path: Path) -> str:

@@ -21,6 +21,7 @@ from diptych.cli.common import (
 from diptych.errors import RequestError
 
 if TYPE_CHECKING:
+    from diptych.recipes.before_after import FineTuned
     from diptych.train.loop import TrainResult
     from diptych.train.run import Run
 
@@ -48,6 +49,21 @@ Workers = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")]
 ValWhere = Annotated[str | None, typer.Option("--val-where", help="Like --where, for --val.")]
+From = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        help="Begin with this trained model: a run, a folder of open_clip or transformers, "
+        "hf:org/name, or a short name such as clip-b32.",
+    ),
+]
+HeldOut = Annotated[
+    str | None,
+    typer.Option("--held-out", help="With --from: SOURCE of what the model is not to forget."),
+]
+HeldOutWhere = Annotated[
+    str | None, typer.Option("--held-out-where", help="Like --where, for --held-out.")
+]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Any setting of the run: --set optimizer.lr=3e-4.")
 ]
@@ -58,6 +74,8 @@ def train(
     data: Data,
     out: Out,
     val: Val = None,
+    start: From = None,
+    held_out: HeldOut = None,
     steps: Steps = None,
     epochs: Epochs = None,
     minutes: Minutes = None,
@@ -70,6 +88,7 @@ def train(
     text_column: TextColumn = None,
     where: Where = None,
     val_where: ValWhere = None,
+    held_out_where: HeldOutWhere = None,
     skip_damaged: SkipDamaged = False,
     settings: Settings = None,
     as_json: Json = False,
@@ -80,15 +99,14 @@ def train(
 
     Example: diptych train clip-small --data photos/ --epochs 30 --out runs/photos
 
+    With --from the run changes a trained model instead of beginning with random weights. Its
+    recall is judged before and after, on --val and on --held-out, and what the run keeps lies
+    between the two: diptych train finetune --from runs/photos --data mine/ --held-out photos/ …
+
     On several GPUs: torchrun --nproc-per-node 8 -m diptych train …
     """
-    if val_where is not None and val is None:
-        raise RequestError("--val-where is given and --val is not. Give --val SOURCE too.")
-    for name, length in (("--epochs", epochs), ("--minutes", minutes)):
-        if length is not None and not 0 < length < math.inf:
-            raise RequestError(
-                f"{name} is {length:g}, and a run has a length. Give more than 0, such as {name} 5."
-            )
+    _check_places(val, val_where, held_out, held_out_where, start)
+    _check_lengths(epochs, minutes)
     columns: dict[str, Any] = {"image_column": image_column, "text_column": text_column}
     columns["skip_damaged"] = skip_damaged
     sources = {
@@ -99,12 +117,48 @@ def train(
     }
     options = {"seed": seed, "batch": batch, "chunk": chunk, "trackers": track or None}
     run = _run(recipe, sources, options, workers)
+    if start is not None:
+        kept = {"held_out": held_out, "where": held_out_where, "skip_damaged": skip_damaged}
+        run = _begin_with(run, start, kept, out, resume, settings or [], batch)
     run = run.with_length(steps, epochs, minutes).override(settings or [])
-    result, first = _carry_out(run, out, resume, device)
+    tuned, first = _carry_out(run, out, resume, device)
+    result = tuned.training
     if first:
-        answer(as_json, {**vars(result), "checkpoint": str(result.checkpoint)}, _summary(result))
+        values = {**vars(result), "checkpoint": str(result.checkpoint)}
+        values |= {} if tuned.judged is None else {"finetune": tuned.judged}
+        answer(as_json, values, "\n\n".join(filter(None, (tuned.text, _summary(result)))))
     if not result.finished:
         raise typer.Exit(1)  # whoever started the run can tell that it is not done
+
+
+def _check_places(
+    val: str | None,
+    val_where: str | None,
+    held_out: str | None,
+    held_out_where: str | None,
+    start: str | None,
+) -> None:
+    """Refuse an option without the one it belongs to."""
+    if val_where is not None and val is None:
+        raise RequestError("--val-where is given and --val is not. Give --val SOURCE too.")
+    if held_out_where is not None and held_out is None:
+        raise RequestError(
+            "--held-out-where is given and --held-out is not. Give --held-out SOURCE too."
+        )
+    if held_out is not None and start is None:
+        raise RequestError(
+            "--held-out is for a run that begins with a trained model, and --from is not given. "
+            "Give --from MODEL too."
+        )
+
+
+def _check_lengths(epochs: float | None, minutes: float | None) -> None:
+    """Refuse a run without length, and one without end."""
+    for name, length in (("--epochs", epochs), ("--minutes", minutes)):
+        if length is not None and not 0 < length < math.inf:
+            raise RequestError(
+                f"{name} is {length:g}, and a run has a length. Give more than 0, such as {name} 5."
+            )
 
 
 def _run(
@@ -122,10 +176,43 @@ def _run(
     return type(base)(**values)
 
 
-def _carry_out(run: "Run", out: Path, resume: bool, device: str) -> tuple["TrainResult", bool]:
+def _begin_with(
+    run: "Run",
+    start: str,
+    kept: dict[str, Any],
+    out: Path,
+    resume: bool,
+    settings: list[str],
+    batch: int | None,
+) -> "Run":
+    """The run with the model it begins with, and with what suits model and source; what is asked
+    for by name still comes on top."""
+    from diptych.data.opening import open_source
+    from diptych.recipes.finetune import suited
+    from diptych.train.start import inherit, open_start
+
+    run = inherit(run, start, open_start(start, out, resume))
+    asked = run.override(settings)
+    source = asked.data.source
+    pairs = open_source(source, asked.data.options).size
+    assert run.finetune is not None
+    assert asked.finetune is not None
+    options = {"where": kept["where"], "skip_damaged": kept["skip_damaged"]}
+    finetune = run.finetune.model_copy(
+        update={
+            "held_out": kept["held_out"],
+            "held_out_options": run.finetune.held_out_options.model_copy(update=options),
+            "lora": asked.finetune.lora,
+        }
+    )
+    return suited(run.model_copy(update={"finetune": finetune}), pairs, batch)
+
+
+def _carry_out(run: "Run", out: Path, resume: bool, device: str) -> tuple["FineTuned", bool]:
     """How the run ended, and whether this is the process that says so."""
     from diptych.comm import join_processes, leave_processes
     from diptych.predict.model import choose_device
+    from diptych.recipes.before_after import FineTuned, fine_tune
     from diptych.recipes.evaluators import recall_evaluator
     from diptych.train.log import Live
     from diptych.train.loop import train as carry_out
@@ -134,18 +221,22 @@ def _carry_out(run: "Run", out: Path, resume: bool, device: str) -> tuple["Train
     comm = join_processes(where_to)
     live = Live() if comm.first else Live(Path(os.devnull).open("w"))  # noqa: SIM115 - until exit
     try:
+        if run.finetune is not None and run.finetune.model is not None:
+            tuned = fine_tune(run, out, resume=resume, device=where_to, comm=comm, live=live)
+            return tuned, comm.first
+        evaluators = {"recall": recall_evaluator(run)} if run.data.val else {}
         result = carry_out(
             run,
             out,
             resume=resume,
             device=where_to,
             comm=comm,
-            evaluators={"recall": recall_evaluator(run)} if run.data.val else {},
+            evaluators=evaluators,
             live=live,
         )
     finally:
         leave_processes()
-    return result, comm.first
+    return FineTuned(result, None, ""), comm.first
 
 
 def _summary(result: "TrainResult") -> str:

@@ -11,25 +11,28 @@ from diptych.cli.common import (
     Device,
     ImageColumn,
     Json,
-    ModelFolder,
+    Model,
+    Offline,
     Seed,
     SkipDamaged,
     TextColumn,
     Where,
     answer,
     counter,
+    load_model,
     tell,
 )
 
 
 def embed(
-    model: ModelFolder,
+    model: Model,
     data: Data,
     out: Annotated[Path, typer.Option("--out", help="Folder for the vectors.")],
     image_column: ImageColumn = None,
     text_column: TextColumn = None,
     where: Where = None,
     skip_damaged: SkipDamaged = False,
+    offline: Offline = False,
     as_json: Json = False,
     seed: Seed = 0,
     device: Device = "auto",
@@ -43,7 +46,6 @@ def embed(
     from diptych.data.opening import open_source
     from diptych.data.source import SourceOptions
     from diptych.predict.embed import embed as carry_out
-    from diptych.predict.model import load
 
     options = SourceOptions(
         image_column=image_column, text_column=text_column, where=where, skip_damaged=skip_damaged
@@ -51,7 +53,8 @@ def embed(
     source = open_source(data, options, captions_needed=False, weights_allowed=False)
     for note in source.notes:
         tell(note)
-    result = carry_out(load(model, device=device), source, out, progress=counter("embedded"))
+    loaded = load_model(model, device, offline)
+    result = carry_out(loaded, source, out, progress=counter("embedded"))
     for key, reason in result.bad.items():
         tell(f"left out {key}: {reason}")
     kept = f"; {result.kept:,} were there already" if result.kept else ""

@@ -132,7 +132,7 @@ class Pipeline(Dataset[ImageTextBatch]):
             pictures.append(picture)
         ids, cut = self.tokenizer.encode([texts[row] for row in mine])
         if self.trims_text:
-            ids = trim(ids, self.tokenizer.pad_token)
+            ids = trim(ids, self.tokenizer.pad_token, self.tokenizer.end_token)
         return ImageTextBatch(
             image=torch.from_numpy(np.stack(pictures)),
             text=torch.from_numpy(ids),

@@ -1,42 +1,72 @@
 """Texts to token ids of one fixed length, and a byte-pair vocabulary learned from texts.
 
-The vocabulary, the cleaning and the special tokens live in one `tokenizer.json` of the
-`tokenizers` library. Special tokens are never read out of a text: a caption that says "<end>"
-gives the letters, not the token.
+The vocabulary, the special tokens, length and padding live in one `tokenizer.json` of the
+`tokenizers` library; what it cannot express is said by `TextRules` (`cleaning.py`) in the model's
+contract. Where we learned the vocabulary ourselves, special tokens are never read out of a text: a
+caption that says "<end>" gives the letters, not the token.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import tokenizers
 from jaxtyping import Int64
-from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
+from diptych.data.cleaning import TextRules, clean
+from diptych.data.unigram import Unigram
 from diptych.errors import CheckpointError, DataError, RequestError
 
 PAD, START, END = "<pad>", "<start>", "<end>"
+
+_OURS = TextRules()
 
 
 class Tokenizer:
     """Cleans, splits, cuts and pads."""
 
-    def __init__(self, inner: tokenizers.Tokenizer) -> None:
-        inner.encode_special_tokens = True
+    def __init__(self, inner: tokenizers.Tokenizer, rules: TextRules = _OURS) -> None:
+        """Wrap a tokenizer of the `tokenizers` library.
+
+        Args:
+            inner: With truncation and padding to the model's context.
+            rules: What it does not say itself.
+
+        Raises:
+            CheckpointError: It states no length or no padding, or has not the end token of `rules`.
+        """
         if inner.truncation is None or inner.padding is None:
             raise CheckpointError(
                 "the tokenizer states no length and no padding, so its vectors are undefined. "
                 "Save it with truncation and padding of the model's context."
             )
-        self._inner = inner
+        self._inner, self.rules = inner, rules
         self.context: int = inner.truncation["max_length"]
         self.pad_token: int = inner.padding["pad_id"]
-        end = inner.token_to_id(END)
-        if end is None:
-            raise CheckpointError(
-                f"the tokenizer has no {END!r} token. Use the tokenizer.json of a Diptych model."
-            )
-        self.end_token: int = end
+        self.end_token: int = self._special(rules.end)
         self.vocabulary: int = inner.get_vocab_size()
+        self._between = bool(rules.cleaning_between)
+        inner.encode_special_tokens = self._between or not rules.reads_special
+        self._words = self._words_read()
+        longest_first = sorted(self._words, key=len, reverse=True)
+        self._written = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        self._pieces: Unigram | None = None
+        if rules.sentencepiece != "no":
+            special = [token.content for token in inner.get_added_tokens_decoder().values()]
+            self._pieces = Unigram(inner.to_str(), special)
+            marked = rules.sentencepiece == "marked"
+            self._behind = len(self._pieces.ids(rules.behind, marked=marked))
+        self._framing = _used(inner.encode(""))
 
     @classmethod
     def learn(cls, texts: Iterable[str], *, vocabulary: int, context: int) -> "Tokenizer":
@@ -87,8 +117,8 @@ class Tokenizer:
         return cls(inner)
 
     @classmethod
-    def from_json(cls, text: str) -> "Tokenizer":
-        """Read what `to_json` wrote.
+    def from_json(cls, text: str, rules: TextRules = _OURS) -> "Tokenizer":
+        """Read what `to_json` wrote, with the rules that stood beside it.
 
         Raises:
             CheckpointError: The text is not a tokenizer.
@@ -99,7 +129,7 @@ class Tokenizer:
             raise CheckpointError(
                 f"tokenizer.json cannot be read: {error}. Copy the file again."
             ) from error
-        return cls(inner)
+        return cls(inner, rules)
 
     def to_json(self) -> str:
         """The whole tokenizer as text."""
@@ -107,25 +137,110 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> tuple[Int64[np.ndarray, "texts context"], int]:
         """Ids of each text, and how many texts were longer than the context and were cut."""
-        encodings = [self._inner.encode(_whole(text)) for text in texts]
-        ids = np.array([encoding.ids for encoding in encodings], dtype=np.int64)
-        cut = sum(bool(encoding.overflowing) for encoding in encodings)
-        return ids.reshape(len(encodings), self.context), cut
+        rows, cut = [], 0
+        for text in texts:
+            whole = _whole(clean(text, self.rules.cleaning))
+            if self._pieces is not None or self._written.search(whole):
+                ids, lost = self._framed(self._with_words(whole))
+            else:
+                encoding = self._inner.encode(self._part(whole))
+                ids, lost = encoding.ids, bool(encoding.overflowing)
+            rows.append(ids)
+            cut += lost
+        return np.array(rows, dtype=np.int64).reshape(len(rows), self.context), cut
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of these ids, special tokens left out."""
         return self._inner.decode(list(ids), skip_special_tokens=True).strip()
 
+    def _special(self, token: str) -> int:
+        """The id of a special token.
+
+        Raises:
+            CheckpointError: There is none of this name.
+        """
+        number = self._inner.token_to_id(token)
+        if number is None:
+            raise CheckpointError(
+                f"the tokenizer has no {token!r} token. Use the tokenizer.json of the model."
+            )
+        return int(number)
+
+    def _words_read(self) -> dict[str, AddedToken]:
+        """The special tokens that are looked for in texts here; `tokenizers` finds the others."""
+        if self._between and self.rules.reads_special:
+            added = self._inner.get_added_tokens_decoder().values()
+            return {token.content: token for token in added}
+        return {word: AddedToken(word) for word in self.rules.special_words}
+
+    def _part(self, text: str) -> str:
+        """What stands between special tokens, clean."""
+        return _whole(clean(text, self.rules.cleaning_between))
+
+    def _with_words(self, text: str) -> list[int]:
+        """All ids of a text in which special tokens may be written, without start and end."""
+        ids: list[int] = []
+        if self.rules.special_words:
+            ids = self._plain(text)
+            for word in self.rules.special_words:
+                ids = _replaced(ids, self._plain(word), self._special(word))
+            return ids
+        place = 0
+        for found in self._written.finditer(text):
+            token = self._words[found.group()]
+            before = text[place : found.start()]
+            ids += self._plain(self._part(before.rstrip() if token.lstrip else before))
+            ids.append(self._special(token.content))
+            behind = text[found.end() :]
+            place = len(text) - len(behind.lstrip() if token.rstrip else behind)
+        return ids + self._plain(self._part(text[place:]))
+
+    def _plain(self, text: str) -> list[int]:
+        """All ids of a text without special tokens, none cut, without start and end."""
+        if self._pieces is not None:
+            marked = self.rules.sentencepiece == "marked"
+            ids = self._pieces.ids(self.rules.behind + text, marked=marked)
+            return ids[self._behind :] if len(ids) >= self._behind else ids
+        encoding = self._inner.encode(text, add_special_tokens=False)
+        return [number for part in (encoding, *encoding.overflowing) for number in _used(part)]
+
+    def _framed(self, ids: list[int]) -> tuple[list[int], bool]:
+        """Start, ids, end and padding; and whether ids were cut."""
+        *start, end = self._framing
+        kept = [*start, *ids][: self.context - 1]
+        if not (self._between and kept[-1:] == [end]):  # transformers adds no second one
+            kept.append(end)
+        padding = [self.pad_token] * (self.context - len(kept))
+        return kept + padding, len(start) + len(ids) + 1 > self.context
+
+
+def _used(encoding: tokenizers.Encoding) -> list[int]:
+    """Ids without padding."""
+    pairs = zip(encoding.ids, encoding.attention_mask, strict=True)
+    return [number for number, used in pairs if used]
+
+
+def _replaced(ids: list[int], spelled: list[int], token: int) -> list[int]:
+    """Every run of `spelled` becomes one token."""
+    out: list[int] = []
+    for number in ids:
+        out.append(number)
+        if out[-len(spelled) :] == spelled:
+            out[-len(spelled) :] = [token]
+    return out
+
 
 def trim(
-    ids: Int64[np.ndarray, "texts length"], pad_token: int
+    ids: Int64[np.ndarray, "texts length"], pad_token: int, end_token: int
 ) -> Int64[np.ndarray, "texts shorter"]:
     """Drop the columns at the right in which every text is padding.
 
-    Only for text towers that never read padding (every pool but "last").
+    Only for text towers that never read padding (every pool but "last"). Where texts are padded
+    with the end token, as in transformers' CLIP, the first of them is no padding and stays.
     """
     used = np.flatnonzero((ids != pad_token).any(axis=0))
-    return ids[:, : used[-1] + 1] if len(used) else ids[:, :1]
+    end = int(used[-1]) + 1 if len(used) else 0
+    return ids[:, : max(1, end + (pad_token == end_token))]
 
 
 def _whole(text: str) -> str:

@@ -19,6 +19,7 @@ from diptych.errors import ConfigError
 from diptych.models.image_tower import ImageTower, ImageTowerConfig
 from diptych.models.resnet_tower import ResNetTower, ResNetTowerConfig
 from diptych.models.text_tower import TextTower, TextTowerConfig
+from diptych.models.timm_tower import TimmTower, TimmTowerConfig
 from diptych.nn.init import Scheme, lecun_linear, normal_linear
 
 LARGEST_SCALE = 100.0
@@ -27,12 +28,16 @@ LARGEST_SCALE = 100.0
 
 def image_kind(values: Any) -> str:
     """Which image tower a config describes; one without `kind` was written when there was one."""
+    if isinstance(values, str) and values.startswith("timm:"):
+        return "timm"
     kind = values.get("kind", "vit") if isinstance(values, dict) else getattr(values, "kind", "vit")
     return str(kind)
 
 
 AnyImageTowerConfig = Annotated[
-    Annotated[ImageTowerConfig, Tag("vit")] | Annotated[ResNetTowerConfig, Tag("resnet")],
+    Annotated[ImageTowerConfig, Tag("vit")]
+    | Annotated[ResNetTowerConfig, Tag("resnet")]
+    | Annotated[TimmTowerConfig, Tag("timm")],
     Discriminator(image_kind),
 ]
 
@@ -41,7 +46,8 @@ class DualEncoderConfig(Config):
     """An image tower and a text tower that share a space."""
 
     image: AnyImageTowerConfig
-    """The tower for pictures: a vision transformer, or with kind "resnet" a residual network."""
+    """The tower for pictures: a vision transformer, with kind "resnet" a residual network, or with
+    kind "timm" any model of timm, for short "timm:NAME"."""
 
     text: TextTowerConfig
     """The tower for texts."""
@@ -88,17 +94,22 @@ class DualEncoderConfig(Config):
         return self
 
 
+def _image_tower(config: DualEncoderConfig) -> ImageTower | ResNetTower | TimmTower:
+    """The tower that the config describes."""
+    if isinstance(config.image, TimmTowerConfig):
+        return TimmTower(config.image)
+    if isinstance(config.image, ResNetTowerConfig):
+        return ResNetTower(config.image)
+    return ImageTower(config.image, config.initialisation)
+
+
 class DualEncoder(nn.Module):
     """Pictures and texts as unit vectors whose cosine says how well they belong together."""
 
     def __init__(self, config: DualEncoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.image = (
-            ResNetTower(config.image)
-            if isinstance(config.image, ResNetTowerConfig)
-            else ImageTower(config.image, config.initialisation)
-        )
+        self.image = _image_tower(config)
         self.text = TextTower(config.text, config.initialisation)
         self.image_projection = (
             nn.Linear(config.image.vector_width, config.embed, bias=config.image_projection_bias)
@@ -137,6 +148,13 @@ class DualEncoder(nn.Module):
         return ContrastiveOutput(
             self.encode_image(image), self.encode_text(text), self.log_scale.exp(), self.bias
         )
+
+    def join_statistics(self) -> None:
+        """Make batch norms use the statistics of all processes (SyncBatchNorm, on CUDA only)."""
+        if isinstance(self.image, TimmTower):
+            self.image.join_statistics()
+        else:
+            self.image = nn.SyncBatchNorm.convert_sync_batchnorm(self.image)
 
     @torch.no_grad()
     def limit_scale(self) -> None:

@@ -31,7 +31,11 @@ class ImageTowerConfig(Config):
     """Side of the square input, in pixels."""
 
     patch_size: int = Field(default=16, ge=1)
-    """Side of one patch, in pixels; divides `image_size`."""
+    """Side of one patch, in pixels; divides `image_size`, or `cut_edge` is true."""
+
+    cut_edge: bool = False
+    """Leave out the pixels at the right and at the bottom that fill no patch, as SigLIP's So400m/14
+    does at 384 pixels: it sees 378."""
 
     width: int = Field(default=768, ge=1)
     """Numbers per token."""
@@ -75,10 +79,26 @@ class ImageTowerConfig(Config):
         """Numbers of the vector."""
         return self.width
 
+    @property
+    def batch_norm(self) -> bool:
+        """Whether training reads statistics of the batch."""
+        return False
+
+    @property
+    def side(self) -> int:
+        """Patches along one side of the picture."""
+        return self.image_size // self.patch_size
+
     @model_validator(mode="after")
     def check(self) -> "ImageTowerConfig":
         """Refuse shapes that cannot be built."""
-        check_multiple("image_size", self.image_size, "patch_size", self.patch_size)
+        if not self.cut_edge:
+            check_multiple("image_size", self.image_size, "patch_size", self.patch_size)
+        elif self.image_size < self.patch_size:
+            raise ConfigError(
+                f"image_size {self.image_size} holds no patch of patch_size {self.patch_size}. "
+                f"Use image_size {self.patch_size} or more."
+            )
         check_heads(self.width, self.heads)
         if not 0 < self.keep_patches <= 1:
             raise ConfigError(
@@ -114,7 +134,7 @@ class ImageTower(nn.Module):
     def __init__(self, config: ImageTowerConfig, scheme: Scheme) -> None:
         super().__init__()
         self.config = config
-        patches = (config.image_size // config.patch_size) ** 2
+        patches = config.side**2
         width, epsilon = config.width, config.norm_epsilon
         self.patches = PatchEmbed(config.patch_size, width, bias=config.patch_bias)
         self.class_token = nn.Parameter(torch.zeros(width)) if config.class_token else None
@@ -154,6 +174,9 @@ class ImageTower(nn.Module):
         self, image: Float[Tensor, "batch 3 size size"]
     ) -> Float[Tensor, "batch tokens width"]:
         """The normalised tokens after the last block: class token first, then the patches."""
+        if self.config.cut_edge:
+            seen = self.config.side * self.config.patch_size
+            image = image[:, :, :seen, :seen]
         tokens = self.patches(image)
         first = 0 if self.class_token is None else 1
         tokens = tokens + self.positions[first:]

@@ -83,6 +83,11 @@ class ResNetTowerConfig(Config):
         """Numbers of the vector: the channels of the last stage, 32 `width` as published."""
         return outputs_of(self.block, self.width * 2 ** (len(self.layers) - 1))
 
+    @property
+    def batch_norm(self) -> bool:
+        """Whether training reads statistics of the batch."""
+        return True
+
     @model_validator(mode="after")
     def check(self) -> "ResNetTowerConfig":
         """Refuse shapes that cannot be built."""
@@ -115,10 +120,12 @@ class ConvolutionNorm(nn.Module):
         self, grid: Float[Tensor, "batch inputs height width"]
     ) -> Float[Tensor, "batch outputs rows columns"]:
         """A grid of the same side, or of half of it with stride 2."""
+        layer = self.convolution
+        plain = type(layer) is nn.Conv2d  # one with an adapter does more (nn/lora.py)
         few = grid.shape[2] * grid.shape[3] <= FEW_PLACES and grid.device.type == "cpu"
-        if few and self.convolution.kernel_size == (3, 3) and self.convolution.stride == (1, 1):
-            return self.norm(convolve_few(grid, self.convolution.weight))
-        return self.norm(self.convolution(grid))
+        if plain and few and layer.kernel_size == (3, 3) and layer.stride == (1, 1):
+            return self.norm(convolve_few(grid, layer.weight))
+        return self.norm(layer(grid))
 
 
 def convolve_few(

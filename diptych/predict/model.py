@@ -5,22 +5,24 @@ the model's contract; there is nothing to choose. `embed.py` does whole sources 
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
-from diptych.checkpoint import Bundle, find_model, load_bundle
+from diptych.checkpoint import Bundle
 from diptych.data.calibration import Calibration, read_calibration
 from diptych.data.pictures import to_rgb
 from diptych.data.prepared import parts, prepared
 from diptych.data.prompts import class_vectors
 from diptych.data.tokenizer import trim
-from diptych.data.transforms import evaluation_transform, normalise
+from diptych.data.transforms import ImageTransformConfig, evaluation_transform, normalise
 from diptych.errors import DataError, RequestError
+from diptych.pretrained.opening import find, open_model
 
 Picture = Path | str | bytes | Image.Image | np.ndarray
 """A file, encoded bytes, a PIL picture, or uint8 pixels (height, width[, 3 or 4])."""
@@ -39,6 +41,8 @@ class Model:
         """What a score means: "softmax" over the texts, or "sigmoid" for each pair."""
         self.parameters: int = sum(weight.numel() for weight in bundle.model.parameters())
         """Numbers in the model."""
+        self.notes: tuple[str, ...] = bundle.notes
+        """What was assumed where the model's files did not say it."""
         self._bundle = bundle
         self._device = torch.device(device)
         self._net = bundle.model.to(self._device).eval()
@@ -140,6 +144,16 @@ class Model:
         cosine = self.encode_image(images) @ self.encode_text(texts).T
         return calibration.probability(cosine)
 
+    def tokenize(self, texts: Sequence[str]) -> tuple[Int64[np.ndarray, "texts context"], int]:
+        """Token ids of texts, padded to the model's context, and how many texts were too long for
+        it and lost their end."""
+        return self._bundle.tokenizer.encode(texts)
+
+    @property
+    def transform(self) -> ImageTransformConfig:
+        """How pictures are prepared: size, resampling, normalisation."""
+        return self._bundle.transform
+
     @property
     def scale(self) -> float:
         """Multiplier of the cosine (the inverse temperature)."""
@@ -183,9 +197,10 @@ class Model:
     @torch.inference_mode()
     def _text_vectors(self, texts: Sequence[str]) -> Float[np.ndarray, "texts embed"]:
         """Unit vectors of one chunk of texts; padding that all of them share is cut off."""
-        ids, _ = self._bundle.tokenizer.encode(texts)
+        tokenizer = self._bundle.tokenizer
+        ids, _ = tokenizer.encode(texts)
         if self._trims:
-            ids = trim(ids, self._bundle.tokenizer.pad_token)
+            ids = trim(ids, tokenizer.pad_token, tokenizer.end_token)
         vectors: Tensor = self._net.encode_text(torch.from_numpy(ids).to(self._device))
         return vectors.cpu().numpy()
 
@@ -202,19 +217,39 @@ class Model:
             yield pixels
 
 
-def load(path: str | Path, *, device: str = "auto") -> Model:
-    """Load a model: a folder that `diptych train` wrote, or one of its checkpoints.
+def load(
+    path: str | Path,
+    *,
+    device: str = "auto",
+    architecture: str | None = None,
+    tokenizer: str | Path | None = None,
+    image_size: int | None = None,
+    offline: bool = False,
+) -> Model:
+    """Load a model.
 
     Args:
-        path: The folder.
+        path: A run or one of its checkpoints, a folder of open_clip or transformers, a file of
+            weights, `hf:org/name[@revision]`, or a short name such as "clip-b32"
+            (`diptych/pretrained/hub.py`).
         device: "cpu", "cuda", "mps" (Apple), or "auto" for a GPU if there is one.
+        architecture: What bare weights are, in open_clip's spelling, such as "ViT-B-32-quickgelu".
+        tokenizer: Vocabulary of bare weights that bring none: a spiece.model, or a folder.
+        image_size: Side of the pictures in pixels, if not the model's own: its positions are
+            resized as the library that made it does.
+        offline: Never ask the hub; use what is cached.
 
     Raises:
-        RequestError: The folder does not exist.
-        CheckpointError: There is no model in it, or it was changed since it was saved.
+        RequestError: There is nothing there, or a name is unknown.
+        CheckpointError: It is no model, damaged, or was changed since it was saved; or bare weights
+            come without an architecture.
     """
-    folder = find_model(Path(path))
-    return Model(load_bundle(folder), folder, choose_device(device))
+    found, notes = find(path, offline=offline)
+    bundle = open_model(
+        found, architecture=architecture, tokenizer=tokenizer, image_size=image_size
+    )
+    bundle = replace(bundle, notes=(*notes, *bundle.notes)) if notes else bundle
+    return Model(bundle, found, choose_device(device))
 
 
 def choose_device(name: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from diptych.errors import RequestError, nearest
 from diptych.recipes.clip import clip_mini, clip_resnet_small, clip_small, clip_tiny
+from diptych.recipes.finetune import finetune
 from diptych.recipes.published import (
     clip_rn50,
     clip_rn50x4,
@@ -29,6 +30,7 @@ RECIPES: dict[str, Callable[[], Run]] = {
     "clip-mini": clip_mini,
     "clip-small": clip_small,
     "clip-resnet-small": clip_resnet_small,
+    "finetune": finetune,
     "siglip-tiny": siglip_tiny,
     "siglip-small": siglip_small,
     "clip-rn50": clip_rn50,

@@ -117,14 +117,15 @@ def live_text(row: dict[str, Any], progress: float, left_s: float) -> str:
 class Watch:
     """Looks at the log rows as they come, and says what a person should know, once each."""
 
-    def __init__(self, chance: float, context: int) -> None:
+    def __init__(self, chance: float, context: int, *, inherited: bool = False) -> None:
         """What to compare with.
 
         Args:
             chance: Loss of a model that cannot tell pairs apart.
             context: Tokens that the text tower reads.
+            inherited: Whether the run begins with a trained model, whose context stays.
         """
-        self.chance, self.context = chance, context
+        self.chance, self.context, self.inherited = chance, context, inherited
         self._at_chance = 0
         self._waiting = 0
         self._said: set[str] = set()
@@ -152,10 +153,13 @@ class Watch:
         many = row["pairs"] >= CUT_PAIRS and row["cut"] > CUT_SHARE * row["pairs"]
         if many and "cut" not in self._said:
             self._said.add("cut")
-            warnings.append(
-                f"{cut_text(row['cut'], row['pairs'], self.context)}. To keep more of them, start "
-                f"again in another --out with --set model.text.context={2 * self.context}."
+            remedy = (
+                "Shorter captions, or a model that reads more (--from), would lose less."
+                if self.inherited
+                else "To keep more of them, start again in another --out with "
+                f"--set model.text.context={2 * self.context}."
             )
+            warnings.append(f"{cut_text(row['cut'], row['pairs'], self.context)}. {remedy}")
         return warnings
 
 

@@ -28,6 +28,7 @@ from diptych.train.log import Live, cut_text, live_text
 from diptych.train.optimizer import learning_rate
 from diptych.train.run import Run
 from diptych.train.session import Session, set_up
+from diptych.train.start import to_training
 from diptych.train.state import last_checkpoint, save_checkpoint
 
 MOST_BAD = 0.2
@@ -84,7 +85,8 @@ def train(
 
     Args:
         run: What to do.
-        folder: The run's folder: run.json, tokenizer.json, log.jsonl, checkpoints/.
+        folder: The run's folder: run.json, log.jsonl, checkpoints/; tokenizer.json, or before/ of
+            a run that begins with a trained model.
         resume: Go on from the last checkpoint in `folder`; starts anew if there is none.
         device: "cpu", "cuda" or "mps" (Apple).
         comm: The processes that share the run; None is this one alone.
@@ -102,7 +104,7 @@ def train(
     run, validation_loss, before = session.run, None, session.progress.step
     if session.done >= 1:
         session.live.say(f"already done: {before:,} steps. Give a greater length to go on.")
-    session.model.train()
+    to_training(session.model, run)
     with _followed(session), _stop_at_signals(session):
         for batch, waited_s in _timed(_batches(session)):
             _step(session, batch, waited_s)
@@ -167,7 +169,7 @@ def _step(session: Session, batch: ImageTextBatch, waited_s: float) -> None:
     run, progress, model = session.run, session.progress, session.model
     rate = learning_rate(session.middle, run.optimizer)
     for group in session.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["share"]
     torch.manual_seed(_step_seed(run.seed, progress.step, session.comm.rank))
     session.optimizer.zero_grad(set_to_none=True)
     loss = session.objective.backward(session.trained, batch)
@@ -305,7 +307,7 @@ def _validate(session: Session, evaluators: Mapping[str, Evaluator]) -> tuple[fl
     if session.comm.first:
         for evaluator in evaluators.values():
             numbers.update(evaluator(session.kept, session.tokenizer))
-    session.model.train()
+    to_training(session.model, session.run)
     session.comm.wait()
     progress = session.progress
     if numbers and session.comm.first:
@@ -361,8 +363,7 @@ def _save(session: Session) -> None:
             session.model,
             session.optimizer,
             session.tokenizer,
-            session.run.data.transform,
-            session.run.save.keep_last,
+            session.run,
         )
     session.comm.wait()
 

@@ -16,6 +16,7 @@ from diptych.data.source import SourceOptions
 from diptych.data.transforms import ImageTransformConfig
 from diptych.errors import ConfigError
 from diptych.models.dual_encoder import DualEncoderConfig
+from diptych.nn.lora import LoraConfig
 
 TrackerName = Literal["tensorboard", "trackio", "wandb"]
 """What can follow a run."""
@@ -91,6 +92,52 @@ class SaveConfig(Config):
     """How many of the newest stay; the one with the best validation loss stays too."""
 
 
+class FinetuneConfig(Config):
+    """How a run that begins with a trained model changes it, and what it may forget.
+
+    The model is judged before and after; what is kept in the end lies between the two
+    (`wise_ft.py`), so that it still does what it could do before.
+    """
+
+    model: str | None = None
+    """The model to begin with, as --from names it: a folder, a file, hf:org/name, a short name."""
+
+    fingerprint: str | None = None
+    """Of that model."""
+
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """The rate of each layer is that of the one above it times this; 1 gives all the same. BEiT
+    (arXiv:2106.08254) uses 0.65 to 0.75, fine-tuned CLIP 0.6 to 0.65 (arXiv:2212.06138)."""
+
+    frozen_blocks: int = Field(default=0, ge=0)
+    """Hold the embeddings and so many blocks of each tower fixed, from the bottom up; a tower with
+    fewer learns at its top alone. 0 holds nothing. Whole towers: model.image.frozen=true."""
+
+    keep_statistics: bool = True
+    """Batch norms go on using the running statistics of the start. Those of a few new pictures are
+    another domain's, and the old one is forgotten with them."""
+
+    lora: LoraConfig = LoraConfig()
+    """Adapters instead of the weights themselves, with lora.rank above 0."""
+
+    alpha: float | None = Field(default=None, ge=0, le=1)
+    """Share of the way from the weights before to those after at which the model of the run lies;
+    None chooses it by `most_lost`, or takes 0.5 where nothing is held out."""
+
+    most_lost: float = Field(default=0.01, ge=0, le=1)
+    """Most that recall@10 of captions may fall on `held_out`, as a share: 0.01 is one point."""
+
+    held_out: str | None = None
+    """SOURCE of what the model can do already and is not to forget."""
+
+    held_out_options: SourceOptions = SourceOptions()
+    """Columns and condition for `held_out`."""
+
+    choose_on: float = Field(default=0.5, gt=0, le=1)
+    """Share of `held_out` that alpha is chosen on; what is reported is measured on the rest. 1
+    chooses and reports on all of it."""
+
+
 class Run(Config):
     """Everything that decides what a run computes."""
 
@@ -105,6 +152,9 @@ class Run(Config):
 
     optimizer: OptimizerConfig = OptimizerConfig()
     """How weights change."""
+
+    finetune: FinetuneConfig | None = None
+    """How a trained model is changed (--from); None trains from nothing."""
 
     save: SaveConfig = SaveConfig()
     """What is kept on the way."""
@@ -179,7 +229,11 @@ class Run(Config):
 MAY_CHANGE = {"steps", "epochs", "minutes", "save", "log_every", "trackers"}
 """Fields that may differ when a run is resumed."""
 
-MAY_CHANGE_INSIDE = {"data.workers", "data.prefetch"}
+MAY_CHANGE_INSIDE = {
+    *("data.workers", "data.prefetch"),
+    *("finetune.alpha", "finetune.most_lost", "finetune.choose_on", "finetune.held_out"),
+    *(f"finetune.held_out_options.{name}" for name in SourceOptions.model_fields),
+}
 """The same, inside other fields."""
 
 ROUND_OTHERWISE = {"chunk", "tile"}
@@ -193,13 +247,14 @@ def resumed(old: Run, new: Run) -> None:
         ConfigError: Names the first setting that differs.
     """
     before, after = _fixed(old), _fixed(new)
-    for name in before:
-        if before[name] != after[name]:
+    for name in before | after:
+        if before.get(name) != after.get(name):
             why = ""
             if name in ROUND_OTHERWISE:
                 why = f" A resumed run repeats every bit, and another {name} rounds otherwise."
             raise ConfigError(
-                f"the run in this folder has {name}={before[name]!r}, not {after[name]!r}.{why} "
+                f"the run in this folder has {name}={before.get(name)!r}, not "
+                f"{after.get(name)!r}.{why} "
                 "Give the same settings, or another --out."
             )
 

@@ -3,6 +3,7 @@
 `loop.py` then does the steps.
 """
 
+import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from diptych.checkpoint import read_contract
+from diptych.checkpoint import Bundle, read_contract
 from diptych.comm import Comm
 from diptych.data.opening import open_source
 from diptych.data.pipeline import OrderConfig, Pipeline
@@ -24,9 +25,19 @@ from diptych.files import sweep, write_text
 from diptych.losses.tiles import sum_dtype
 from diptych.models.dual_encoder import DualEncoder
 from diptych.train.average import WeightAverage
+from diptych.train.depth import levels_below_top
 from diptych.train.log import Live, RunLog, Watch
 from diptych.train.optimizer import make_optimizer
 from diptych.train.run import Run, resumed
+from diptych.train.start import (
+    BEFORE,
+    begin,
+    holds_statistics,
+    keep_start,
+    open_start,
+    require_inherited,
+    start_notes,
+)
 from diptych.train.state import (
     Progress,
     last_checkpoint,
@@ -131,6 +142,7 @@ def set_up(run: Run, folder: Path, resume: bool, device: str, comm: Comm, live: 
         DataError: The source cannot be used.
         CheckpointError: The checkpoint to go on from is damaged.
     """
+    start = _start(run, folder, resume)
     source = open_source(run.data.source, run.data.options)
     val = _validation_source(run, comm)
     total_steps = _total_steps(run, source)
@@ -140,16 +152,18 @@ def set_up(run: Run, folder: Path, resume: bool, device: str, comm: Comm, live: 
     order = _order(run, comm)
     norm_notes = _batch_norm_notes(run, comm, where)
     if comm.first:
-        _claim(run, folder, resume)
+        _claim(run, folder, resume, start)
         for note in (*source.notes, *(val.notes if val else ()), *norm_notes):
             live.say(note)
     comm.wait()
-    tokenizer = _tokenizer(run, folder, source, comm)
+    tokenizer = start.tokenizer if start else _tokenizer(run, folder, source, comm)
     train = _pipeline(run, source, tokenizer, order, training=True)
-    model = _model(run, tokenizer).to(where)
+    model = (begin(run, start) if start else _model(run, tokenizer)).to(where)
+    for note in start_notes(run, start, model) if start else ():
+        live.say(note)
     if comm.size > 1 and where.type == "cuda":  # else see models/resnet_tower.py
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    optimizer = make_optimizer(model, run.optimizer)
+        model.join_statistics()
+    optimizer = _optimizer(run, model)
     average = None if run.ema is None else WeightAverage(model, run.ema)
     log = RunLog(folder / "log.jsonl")
     progress = Progress(trained_on=source.fingerprint)
@@ -179,14 +193,46 @@ def set_up(run: Run, folder: Path, resume: bool, device: str, comm: Comm, live: 
         total_steps=total_steps,
         log=log,
         live=live,
-        watch=Watch(chance_loss(run.model.objective, run.batch), tokenizer.context),
+        watch=_watch(run, tokenizer),
         progress=progress,
         window_loss=torch.tensor(progress.window_loss, dtype=sum_dtype(where), device=where),
     )
 
 
-def _claim(run: Run, folder: Path, resume: bool) -> None:
-    """Make the folder this run's, or check that it is.
+def _start(run: Run, folder: Path, resume: bool) -> Bundle | None:
+    """The trained model that the run begins with; None if it begins with random weights.
+
+    Raises:
+        RequestError: The run should begin with a model and does not say with which, or the model
+            has changed.
+    """
+    if run.finetune is None:
+        return None
+    if run.finetune.model is None:
+        raise RequestError(
+            f"{run.recipe} changes a trained model and none is given. "
+            "Give one: --from MODEL, such as the folder of a run."
+        )
+    start = open_start(run.finetune.model, folder, resume)
+    require_inherited(run, start)
+    return start
+
+
+def _optimizer(run: Run, model: DualEncoder) -> torch.optim.AdamW:
+    """The optimizer of the weights that learn, with rates by layer where the run has them."""
+    if run.finetune is None or run.finetune.layer_decay == 1:
+        return make_optimizer(model, run.optimizer)
+    return make_optimizer(model, run.optimizer, levels_below_top(model), run.finetune.layer_decay)
+
+
+def _watch(run: Run, tokenizer: Tokenizer) -> Watch:
+    """What looks for signs of trouble in the log."""
+    chance, inherited = chance_loss(run.model.objective, run.batch), run.finetune is not None
+    return Watch(chance, tokenizer.context, inherited=inherited)
+
+
+def _claim(run: Run, folder: Path, resume: bool, start: Bundle | None) -> None:
+    """Make the folder this run's, or check that it is; keep the model it begins with in it.
 
     A run that ended before it logged or saved anything (a batch larger than the source, say) holds
     nothing: it may be started again, with other settings too.
@@ -195,6 +241,7 @@ def _claim(run: Run, folder: Path, resume: bool) -> None:
     traces = [name for name in ("log.jsonl", "checkpoints") if (folder / name).exists()]
     if settings.exists() and not traces:
         (folder / "tokenizer.json").unlink(missing_ok=True)
+        shutil.rmtree(folder / BEFORE, ignore_errors=True)
     elif settings.exists():
         if not resume:
             raise RequestError(
@@ -210,8 +257,10 @@ def _claim(run: Run, folder: Path, resume: bool) -> None:
             f"{folder} holds {(*traces, 'tokenizer.json')[0]} but no run.json, so it is no run. "
             "Give another --out."
         )
-    sweep(folder, "run.json", "tokenizer.json", "log.jsonl", "tracker-id")
+    sweep(folder, "run.json", "tokenizer.json", "log.jsonl", "tracker-id", BEFORE)
     write_text(settings, run.model_dump_json(indent=2) + "\n")
+    if start:
+        keep_start(start, folder)
 
 
 def _objective(run: Run, comm: Comm, where: torch.device) -> Objective:
@@ -227,7 +276,7 @@ def _batch_norm_notes(run: Run, comm: Comm, where: torch.device) -> list[str]:
         ConfigError: A piece would be a single pair, which has no statistics.
     """
     image, share = run.model.image, run.batch // comm.size
-    if image.kind != "resnet" or image.frozen:
+    if image.frozen or not image.batch_norm or holds_statistics(run):
         return []
     pieces = pieces_of(share, run.chunk)
     joined = comm.size > 1 and where.type == "cuda"

@@ -2,8 +2,9 @@
 
 A checkpoint is a model folder (`diptych/checkpoint.py`) with trainer.json and
 trainer.safetensors beside it: the optimizer's running means ("weight@state") and, where the model
-folder holds averaged weights, the weights in training. `checkpoints/last` and `checkpoints/best`
-point at two of them.
+folder holds averaged weights, the weights in training. Of a model with adapters the model folder
+holds the merged weights and `adapter/` the adapters, which are all that learned.
+`checkpoints/last` and `checkpoints/best` point at two of them.
 """
 
 import json
@@ -15,12 +16,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diptych.checkpoint import fill, load_tensors, save_bundle, save_tensors
+from diptych.checkpoint import fill, save_bundle
 from diptych.data.tokenizer import Tokenizer
-from diptych.data.transforms import ImageTransformConfig
 from diptych.errors import CheckpointError
 from diptych.files import point, whole_folder
 from diptych.models.dual_encoder import DualEncoder
+from diptych.nn.lora import adapted_layers, merged
+from diptych.tensors import load_tensors, save_tensors
+from diptych.train.lora_files import (
+    ADAPTER,
+    adapter_tensors,
+    fill_adapters,
+    load_adapter,
+    save_adapter,
+)
+from diptych.train.run import Run
 
 
 @dataclass
@@ -60,8 +70,7 @@ def save_checkpoint(
     model: DualEncoder,
     optimizer: torch.optim.Optimizer,
     tokenizer: Tokenizer,
-    transform: ImageTransformConfig,
-    keep_last: int,
+    run: Run,
 ) -> Path:
     """Write a checkpoint whole, let `last` and `best` point where they should, drop old ones.
 
@@ -72,21 +81,24 @@ def save_checkpoint(
         model: The model in training.
         optimizer: Of `model`.
         tokenizer: Of the run.
-        transform: Of the run.
-        keep_last: How many checkpoints stay.
+        run: What it is; says how many checkpoints stay.
 
     Raises:
         StorageError: The disk refused; older checkpoints are untouched.
     """
     folder = run_folder / "checkpoints" / f"step-{progress.step:08}"
     with whole_folder(folder) as temporary:
-        save_bundle(temporary, kept, tokenizer, transform, trained_on=progress.trained_on)
+        plain, transform = kept, run.data.transform
+        if run.finetune and run.finetune.lora.rank:
+            save_adapter(temporary / ADAPTER, kept, run.finetune.model)
+            plain = merged(kept)
+        save_bundle(temporary, plain, tokenizer, transform, trained_on=progress.trained_on)
         state = _optimizer_tensors(model, optimizer)
         if kept is not model:
-            state |= model.state_dict()
+            state |= adapter_tensors(model) or model.state_dict()
         save_tensors(temporary / "trainer.safetensors", state)
         (temporary / "trainer.json").write_text(json.dumps(asdict(progress), indent=2) + "\n")
-    tidy(run_folder, progress, keep_last)
+    tidy(run_folder, progress, run.save.keep_last)
     return folder
 
 
@@ -120,12 +132,21 @@ def load_progress(checkpoint: Path) -> Progress:
         ) from error
 
 
-def load_weights(checkpoint: Path, model: nn.Module, average: nn.Module | None) -> None:
+def load_weights(checkpoint: Path, model: DualEncoder, average: DualEncoder | None) -> None:
     """Put the weights back: of the model in training, and of the average where there is one.
+
+    A model with adapters has the weights of its start, and gets its adapters back.
 
     Raises:
         CheckpointError: A file is damaged or belongs to another model.
     """
+    if adapted_layers(model):
+        load_adapter(average or model, checkpoint / ADAPTER)
+        if average is not None:
+            path = checkpoint / "trainer.safetensors"
+            tensors = load_tensors(path)
+            fill_adapters(model, {n: value for n, value in tensors.items() if "@" not in n}, path)
+        return
     path = checkpoint / "model.safetensors"
     fill(average or model, load_tensors(path), path)
     if average is not None:

@@ -1,0 +1,210 @@
+"""Models from the Hugging Face hub: `hf:org/name[@revision]`, and short names for well-known ones.
+
+Only the files of one layout are fetched (a repository often holds the same weights four times), all
+of one commit, into the cache that every tool on the machine shares. Without network, or with
+`offline`, what is cached is used. Nothing fetched is ever executed.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import huggingface_hub  # its large parts are imported when they are first used
+from huggingface_hub import constants
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from diptych.errors import CheckpointError, RequestError
+
+ALIASES = {
+    "default": "google/siglip2-base-patch16-224",
+    "clip-b32": "openai/clip-vit-base-patch32",
+    "clip-b16": "openai/clip-vit-base-patch16",
+    "clip-l14": "openai/clip-vit-large-patch14",
+    "clip-l14-336": "openai/clip-vit-large-patch14-336",
+    "laion-b32": "laion/CLIP-ViT-B-32-laion2B-s34B-b79K",
+    "laion-h14": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+    "metaclip-b32": "facebook/metaclip-b32-400m",
+    "siglip-b16": "google/siglip-base-patch16-224",
+    "siglip-so400m": "google/siglip-so400m-patch14-384",
+    "siglip2-b16": "google/siglip2-base-patch16-224",
+    "siglip2-so400m": "google/siglip2-so400m-patch14-384",
+}
+"""Short names. `default` understands many languages and runs on a laptop; `clip-b32` is the fastest
+and the one most tools are compared with; the -so400m ones are the best, for a GPU."""
+
+REPOSITORY = re.compile(r"hf:(?P<name>[^@:]+?)(@(?P<revision>[^@]+))?")
+"""How a repository is written."""
+
+LAYOUTS = (
+    ("contract.json", ("model.safetensors",)),
+    (
+        "open_clip_config.json",
+        (
+            "open_clip_model.safetensors",
+            "open_clip_pytorch_model.safetensors",
+            "open_clip_pytorch_model.bin",
+            "open_clip_pytorch_model.pth",
+        ),
+    ),
+    (
+        "config.json",
+        (
+            "model.safetensors",
+            "model.safetensors.index.json",
+            "pytorch_model.bin",
+            "pytorch_model.bin.index.json",
+        ),
+    ),
+)
+"""For each layout the file that tells it, and the weights it may have, the preferred first."""
+
+SHARD = re.compile(r"(model|pytorch_model)-\d{5}-of-\d{5}\.(safetensors|bin)")
+"""One of several files of weights."""
+
+SMALL = (".json", ".txt", ".model")
+"""Ends of the names of configs, vocabularies and merges."""
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A model on the hub."""
+
+    name: str
+    """org/name."""
+
+    revision: str | None
+    """Branch, tag or commit; None is the main branch."""
+
+
+def repository_of(spec: str) -> Repository | None:
+    """The repository that `hf:org/name[@revision]` or a short name stands for; None for a path."""
+    if spec in ALIASES:
+        return Repository(ALIASES[spec], None)
+    found = REPOSITORY.fullmatch(spec)
+    return Repository(found["name"], found["revision"]) if found else None
+
+
+def fetch(repository: Repository, *, offline: bool = False) -> tuple[Path, tuple[str, ...]]:
+    """A folder with the repository's files, and what to say about it.
+
+    Args:
+        repository: Which.
+        offline: Use the cache alone.
+
+    Raises:
+        RequestError: There is no such repository or revision, or it may not be read.
+        CheckpointError: It holds no model that is known, or is not cached and the hub cannot be
+            reached.
+    """
+    spec = _spec(repository)
+    if offline or constants.HF_HUB_OFFLINE:
+        return _cached(repository, f"{spec} is not in the cache, and --offline was asked for."), ()
+    try:
+        return _download(repository), ()
+    except GatedRepoError as error:
+        raise RequestError(
+            f"{spec} may be read only by who accepted its terms. Accept them on "
+            f"https://huggingface.co/{repository.name} and run `hf auth login`."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise RequestError(
+            f"the hub has no {spec}, or it is private. Check the name, or run `hf auth login`."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise RequestError(
+            f"{repository.name} has no revision {repository.revision!r}. "
+            f"Use a branch, tag or commit of https://huggingface.co/{repository.name}."
+        ) from error
+    except HFValidationError as error:
+        raise RequestError(
+            f"{spec} is no name of a repository. Write hf:org/name or hf:org/name@revision."
+        ) from error
+    except CheckpointError:
+        raise
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, *_connection_errors()) as error:
+        why = f"{spec} cannot be fetched from {constants.ENDPOINT}: {_first_line(error)}."
+        folder = _cached(repository, why)
+        return folder, (f"{why} Using the copy in the cache.",)
+
+
+def wanted_files(files: Iterable[str]) -> list[str]:
+    """The files of one layout: its weights once, and all configs and vocabularies beside them.
+
+    Raises:
+        CheckpointError: There is no layout among them that is known.
+    """
+    names = {name for name in files if "/" not in name}
+    for mark, weights in LAYOUTS:
+        preferred = [name for name in weights if name in names]
+        if mark in names and preferred:
+            chosen = {name for name in names if name.endswith(SMALL)} - set(weights)
+            chosen.add(preferred[0])
+            if preferred[0].endswith(".index.json"):
+                end = preferred[0].removesuffix(".index.json").rpartition(".")[2]
+                chosen |= {name for name in names if SHARD.fullmatch(name) and name.endswith(end)}
+            return sorted(chosen)
+    raise CheckpointError(
+        f"among its files ({', '.join(sorted(names)) or 'none'}) is no model that Diptych knows: "
+        "neither contract.json, open_clip_config.json nor config.json with weights. "
+        "Use a repository of open_clip, transformers (CLIP or SigLIP) or Diptych."
+    )
+
+
+def _download(repository: Repository) -> Path:
+    """Fetch what is not in the cache yet; every file of the same commit."""
+    info = huggingface_hub.HfApi().model_info(
+        repository.name, revision=repository.revision, timeout=10
+    )
+    try:
+        names = wanted_files(sibling.rfilename for sibling in info.siblings or ())
+    except CheckpointError as error:
+        raise CheckpointError(f"{_spec(repository)}: {error}") from None
+    folder = huggingface_hub.snapshot_download(
+        repository.name, revision=repository.revision, allow_patterns=names, tqdm_class=None
+    )
+    return Path(folder)
+
+
+def _cached(repository: Repository, why: str) -> Path:
+    """The folder of the repository in the cache.
+
+    Raises:
+        CheckpointError: It is not there; begins with `why`.
+    """
+    for mark, _ in LAYOUTS:
+        found = huggingface_hub.try_to_load_from_cache(
+            repository.name, mark, revision=repository.revision
+        )
+        if isinstance(found, str):
+            return Path(found).parent
+    raise CheckpointError(
+        f"{why} Connect to the network once, or copy the model's folder here and give its path."
+    )
+
+
+def _connection_errors() -> tuple[type[Exception], ...]:
+    """What the hub's library raises when there is no connection; it changed its HTTP client."""
+    errors: list[type[Exception]] = []
+    for base in HfHubHTTPError.__mro__:
+        if base.__name__ == "HTTPError" and issubclass(base, Exception):
+            errors.append(base)
+    return tuple(errors)
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says first, without the full stop."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _spec(repository: Repository) -> str:
+    """As the user writes it."""
+    revision = f"@{repository.revision}" if repository.revision else ""
+    return f"hf:{repository.name}{revision}"

@@ -1,0 +1,210 @@
+"""Beginning with a trained model instead of random weights: `diptych train RECIPE --from MODEL`.
+
+The model brings what it was trained with: shape, activation, tokenizer, preparation of pictures,
+objective. The recipe brings the rest: rates, batch, length, augmentation, and what is held fixed.
+The run's folder keeps the model as it was in `before/`, so that the original is never needed again.
+
+`session.py` calls this in setting up; what comes after training is in `wise_ft.py`.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from diptych.checkpoint import Bundle, load_bundle, save_bundle
+from diptych.config import Config
+from diptych.errors import ConfigError, RequestError
+from diptych.files import whole_folder
+from diptych.models.dual_encoder import DualEncoder
+from diptych.nn.lora import LoraConfig, add_adapters
+from diptych.pretrained.opening import open_model
+from diptych.train.depth import TOWERS, blocks_of, lowest
+from diptych.train.run import FinetuneConfig, Run, dotted
+
+BEFORE = "before"
+"""Folder, inside the run's, of the model that the run began with."""
+
+OWN = {"frozen", "keep_patches"}
+"""Settings of a tower that say how it learns: they are the run's, not the model's."""
+
+
+def open_start(spec: str, folder: Path, resume: bool) -> Bundle:
+    """The model to begin with; of a run that goes on, the copy in its folder.
+
+    Args:
+        spec: As --from names it.
+        folder: Of the run.
+        resume: Whether the run goes on.
+
+    Raises:
+        RequestError: There is nothing at `spec`.
+        CheckpointError: It is no model, or damaged.
+    """
+    settings, kept = folder / "run.json", folder / BEFORE
+    if resume and settings.is_file() and kept.is_dir():
+        old = Run.read(settings).finetune
+        if old is not None and old.model == spec:  # else `resumed` says what differs
+            return replace(load_bundle(kept), fingerprint=old.fingerprint or "")
+    return open_model(spec)
+
+
+def keep_start(start: Bundle, folder: Path) -> None:
+    """Write the model that a run begins with into the run's folder, if it is not there."""
+    if not (folder / BEFORE).is_dir():
+        with whole_folder(folder / BEFORE) as temporary:
+            save_bundle(
+                temporary,
+                start.model,
+                start.tokenizer,
+                start.transform,
+                trained_on=start.trained_on,
+                made_by=start.made_by,
+            )
+
+
+def inherit(run: Run, spec: str, start: Bundle) -> Run:
+    """The run with the model and the preparation of what it begins with in the place of its own.
+
+    Args:
+        run: Of any recipe; its towers say what is frozen.
+        spec: Where `start` is from, as --from names it.
+        start: The model to begin with.
+    """
+    model = start.model.config
+    towers = {}
+    for name in TOWERS:
+        ours, theirs = getattr(run.model, name), getattr(model, name)
+        own = {
+            field: getattr(ours, field, type(theirs).model_fields[field].default)
+            for field in OWN & set(type(theirs).model_fields)
+        }
+        towers[name] = theirs.model_copy(update=own)
+    finetune = (run.finetune or FinetuneConfig()).model_copy(
+        update={"model": spec, "fingerprint": start.fingerprint}
+    )
+    values = run.model_dump() | {
+        "model": model.model_copy(update=towers).model_dump(),
+        "finetune": finetune.model_dump(),
+    }
+    values["data"]["transform"] = start.transform.model_dump()
+    return type(run)(**values)
+
+
+def require_inherited(run: Run, start: Bundle) -> None:
+    """Refuse to change what the model brings.
+
+    Raises:
+        RequestError: The model is another one than the run was made for.
+        ConfigError: Names the first setting that differs.
+    """
+    finetune = run.finetune
+    assert finetune is not None
+    if finetune.fingerprint not in (None, start.fingerprint):
+        raise RequestError(
+            f"{finetune.model} is the model {start.fingerprint}, and the run begins with "
+            f"{finetune.fingerprint}. Restore that model, or begin another run in another --out."
+        )
+    parts: tuple[tuple[str, Config, Config], ...] = (
+        ("model", run.model, start.model.config),
+        ("data.transform", run.data.transform, start.transform),
+    )
+    for part, ours, theirs in parts:
+        wanted = _learnt_with(theirs)
+        for name, value in _learnt_with(ours).items():
+            if value != wanted.get(name):
+                raise ConfigError(
+                    f"{part}.{name} is {value!r}, and {finetune.model} was trained with "
+                    f"{wanted.get(name)!r}. Leave it out: --from brings it."
+                )
+
+
+def _learnt_with(config: Config) -> Mapping[str, object]:
+    """Dotted settings that a model brings."""
+    flat = dotted(config.model_dump())
+    return {name: value for name, value in flat.items() if name.rpartition(".")[2] not in OWN}
+
+
+def begin(run: Run, start: Bundle) -> DualEncoder:
+    """The model of a run at its start: what learns requires gradients, and adapters are in place.
+
+    Raises:
+        ConfigError: Nothing would learn.
+    """
+    finetune = run.finetune
+    assert finetune is not None
+    model = copy.deepcopy(start.model).requires_grad_(True)
+    model.config = run.model
+    for tower, config in ((model.image, run.model.image), (model.text, run.model.text)):
+        tower.config = config  # type: ignore[assignment]
+        tower.requires_grad_(not config.frozen)
+    if finetune.lora.rank:
+        torch.manual_seed(run.seed)
+        lora = finetune.lora
+        names = adapter_places(model, lora, finetune.frozen_blocks)
+        add_adapters(model, names, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout)
+    else:
+        held = lowest(model, finetune.frozen_blocks)
+        for name, weight in model.named_parameters():
+            if name in held:
+                weight.requires_grad_(False)
+    if not any(weight.requires_grad for weight in model.parameters()):
+        raise ConfigError(
+            f"nothing would learn: no layer of {', '.join(finetune.lora.targets)} is left that is "
+            "not frozen. Freeze less, or use finetune.lora.rank=0."
+        )
+    return model
+
+
+def adapter_places(model: DualEncoder, lora: LoraConfig, frozen_blocks: int) -> list[str]:
+    """Names of the layers that get an adapter: the targets in the blocks that are not frozen."""
+    places = []
+    for tower in TOWERS:
+        if getattr(model, tower).config.frozen:
+            continue
+        for block in blocks_of(model, tower)[frozen_blocks:]:
+            inside = (name for name, _ in model.get_submodule(block).named_modules())
+            wanted = [name for name in inside if name.rpartition(".")[2] in lora.targets]
+            places += [f"{block}.{name}" for name in wanted]
+    return places
+
+
+def holds_statistics(run: Run) -> bool:
+    """Whether batch norms use the statistics of the start in training too."""
+    finetune = run.finetune
+    return finetune is not None and (finetune.keep_statistics or finetune.lora.rank > 0)
+
+
+def to_training(model: nn.Module, run: Run) -> None:
+    """Let the model train; batch norms that are held fixed stay as in evaluation."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            held = module.weight is not None and not module.weight.requires_grad
+            if holds_statistics(run) or held:
+                module.eval()
+
+
+def start_notes(run: Run, start: Bundle, model: DualEncoder) -> list[str]:
+    """What a person should know of how the run begins."""
+    finetune = run.finetune
+    assert finetune is not None
+    learning = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    whole = sum(weight.numel() for weight in start.model.parameters())
+    notes = [
+        *start.notes,
+        f"beginning with {finetune.model} ({start.fingerprint}): its model, vocabulary and "
+        f"preparation of pictures take the place of those of {run.recipe}",
+        f"{learning:,} numbers learn, beside {whole:,} of the model"
+        if finetune.lora.rank
+        else f"{learning:,} of {whole:,} numbers learn",
+    ]
+    if run.optimizer.weight_decay and not finetune.lora.rank:
+        notes.append(
+            f"weight_decay {run.optimizer.weight_decay:g} pulls the weights of the start towards "
+            "zero; --set optimizer.weight_decay=0 leaves them where they are"
+        )
+    return notes
