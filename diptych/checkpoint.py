@@ -378,7 +378,9 @@ def _check_stated(
         CheckpointError: Names the setting, and what both say.
     """
     text = {"context": tokenizer.context, "pad_token": tokenizer.pad_token}
-    both = [("tokenizer.json", text, contract["text"])]
+    both: list[tuple[str, Mapping[str, Any], Mapping[str, Any]]] = [
+        ("tokenizer.json", text, contract["text"])
+    ]
     if contract["format"] > 1:
         both.append(("config.json", _stated(config), contract["model"]))
     for file, found, stated in both:

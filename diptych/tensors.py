@@ -63,8 +63,16 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
         save_file(plain, path)
+        path.chmod(0o666 & ~_umask())  # the library makes it readable to its owner alone
     except (SafetensorError, OSError) as error:
         raise refused(path, error) from error
+
+
+def _umask() -> int:
+    """What new files of this process are not allowed; it can only be read by setting it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
 
 
 def load_tensors(path: Path, *, float32: bool = False) -> dict[str, Tensor]:
@@ -92,12 +100,7 @@ def load_tensors(path: Path, *, float32: bool = False) -> dict[str, Tensor]:
                     f"Save it as one of {', '.join(DTYPES)}."
                 )
 
-        def read(name: str) -> Tensor:
-            entry = header[name]
-            tensor = torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]])
-            read_into(tensor, path, 8 + length + entry["data_offsets"][0])
-            return settled(tensor) if float32 else tensor
-
+        # made by one thread: glibc gives each thread that allocates a heap of its own
         empty = {
             name: torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]])
             for name, entry in header.items()
@@ -206,4 +209,4 @@ def in_threads(job: Callable[[str], Result], sizes: Mapping[str, int]) -> dict[s
 
 def _bytes_of(tensor: Tensor) -> memoryview:
     """The memory of a contiguous tensor."""
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    return tensor.reshape(-1).view(torch.uint8).numpy().data

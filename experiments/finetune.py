@@ -189,8 +189,8 @@ def row(name: str, alpha: str, before: dict[str, Any], values: dict[str, Any]) -
 def report(ways: list[Way]) -> str:
     """The whole page, of what is finished."""
     before = judged(OLD)
-    heads = ("", "alpha", "emoji, text R@1", "emoji, text R@10", "emoji, image R@10")
-    heads += ("Flickr8k, text R@10", "Flickr8k, image R@10", "lost of Flickr8k's text R@10")
+    heads = ["", "alpha", "emoji, text R@1", "emoji, text R@10", "emoji, image R@10"]
+    heads += ["Flickr8k, text R@10", "Flickr8k, image R@10", "lost of Flickr8k's text R@10"]
     lines = [
         "# Fine-tuning that does not forget",
         "",

@@ -194,13 +194,13 @@ def of_open_clip(name: str) -> Callable[[Path], Original]:
         kind = config["text_cfg"].get("hf_tokenizer_name")
         if kind:
             siglip_tokenizer(folder, 2 if "SigLIP2" in name else 1)
-        model = shuffle_weights(open_clip.create_model(name))
+        model: Any = shuffle_weights(open_clip.create_model(name))
         if kind:
             from open_clip.tokenizer import HFTokenizer
 
             config["text_cfg"]["hf_tokenizer_name"] = str(folder)
             context = config["text_cfg"]["context_length"]
-            tokenizer = HFTokenizer(
+            tokenizer: Any = HFTokenizer(
                 str(folder), context_length=context, **config["text_cfg"]["tokenizer_kwargs"]
             )
         else:
@@ -250,7 +250,8 @@ def of_transformers(vision: dict[str, Any], text: dict[str, Any], kind: str) -> 
             )
             size = {"height": vision["image_size"], "width": vision["image_size"]}
             processor = transformers.SiglipImageProcessorPil(size=size)
-        shuffle_weights(model).save_pretrained(folder)
+        shuffle_weights(model)
+        model.save_pretrained(folder)
         processor.save_pretrained(folder)
         context = 77 if kind == "clip" else text["max_position_embeddings"]
 
@@ -292,8 +293,10 @@ def clip_text(width: int, **more: Any) -> dict[str, Any]:
 
 
 SO400M = {
-    **{"hidden_size": 1152, "num_hidden_layers": 27, "intermediate_size": 4304},
-    **{"num_attention_heads": 16},
+    "hidden_size": 1152,
+    "num_hidden_layers": 27,
+    "intermediate_size": 4304,
+    "num_attention_heads": 16,
 }
 SIGLIP_TEXT = vit(768, 12, 1, 1) | {"vocab_size": 32_000, "max_position_embeddings": 64}
 SIGLIP_TEXT = {k: v for k, v in SIGLIP_TEXT.items() if k not in ("patch_size", "image_size")}
@@ -327,7 +330,9 @@ CASES = (
             vit(1024, 24, 14, 336, projection_dim=768), clip_text(768, projection_dim=768), "clip"
         ),
     ),
-    Case("SigLIP B/16", "transformers", of_transformers(vit(768, 12, 16, 224), SIGLIP_TEXT, "siglip")),
+    Case(
+        "SigLIP B/16", "transformers", of_transformers(vit(768, 12, 16, 224), SIGLIP_TEXT, "siglip")
+    ),
     Case(
         "SigLIP So400m/14",
         "transformers",
@@ -357,9 +362,7 @@ def measure(case: Case) -> dict[str, Any]:
     transform = ours.transform
     pixels = normalise(torch.from_numpy(prepared), transform.mean, transform.std)
     different = [
-        size
-        for size, a, b in zip(SIZES, pixels, theirs, strict=True)
-        if not torch.equal(a, b)
+        size for size, a, b in zip(SIZES, pixels, theirs, strict=True) if not torch.equal(a, b)
     ]
     their_ids = torch.cat(list(_in_parts(strings, original.ids)))
     our_ids, cut = ours.tokenize(strings)
@@ -402,15 +405,19 @@ def page(results: list[dict[str, Any]]) -> str:
     lines = [
         "# Parity with the original libraries",
         "",
-        "Written by `.venv-peers/bin/python experiments/parity.py`; the weights are random (every",
-        "bias, gain and running statistic too), since no pretrained ones can be downloaded on this",
-        "machine. The original library makes and saves the model; Diptych opens that folder.",
-        f"Largest absolute difference over {results[0]['pictures']} pictures of odd sizes and",
-        f"{IN_VECTORS} texts; the bound is {BOUND:g}. Pixels: what the tower sees, compared bit for "
-        "bit",
-        f"with the original's Pillow path. Ids: of {results[0]['texts']:,} texts in 19 languages "
-        "with emoji,",
-        "HTML entities and curly quotes, every tenth over-long.",
+        "Written by `.venv-peers/bin/python experiments/parity.py`. No pretrained weights can be",
+        "downloaded where this was run, so the weights are random, every bias, gain and running",
+        "statistic too: the original library makes a model of the published shape and saves it,",
+        "and Diptych opens that folder.",
+        "",
+        f"- *Vectors, logits*: largest absolute difference over {len(SIZES)} pictures of odd sizes",
+        f"  and {IN_VECTORS} texts; the bound is {BOUND:g}, at the scale a model begins with.",
+        "- *Pixels*: what the tower sees, bit for bit, against the original's Pillow path.",
+        f"- *Ids*: of {results[0]['texts']:,} texts in 19 languages, with emoji, HTML entities and",
+        "  curly quotes; every tenth is over-long. The vocabularies of SigLIP and SigLIP 2 were",
+        "  trained for this (sentencepiece unigram, BPE with bytes); CLIP's is the published one.",
+        "  *Cut* is how many texts were too long for the model and lost their end.",
+        "",
         f"Versions: open_clip {open_clip.__version__}, transformers {transformers.__version__}, "
         f"torch {torch.__version__.split('+')[0]}.",
         "",

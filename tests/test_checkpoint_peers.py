@@ -21,7 +21,11 @@ def test_a_tower_of_timm_comes_back_with_its_computed_tables(tmp_path, name, com
         "vocabulary": tokenizer.vocabulary,
         "end_token": tokenizer.end_token,
         "pad_token": tokenizer.pad_token,
-        **{"context": 16, "width": 32, "layers": 1, "heads": 2, "mlp_width": 32},
+        "context": 16,
+        "width": 32,
+        "layers": 1,
+        "heads": 2,
+        "mlp_width": 32,
     }
     model = DualEncoder(DualEncoderConfig(image=f"timm:{name}", text=text, embed=32)).eval()
     assert computed == bool(dict(model.named_buffers()).keys() - model.state_dict().keys())

@@ -13,7 +13,7 @@ from diptych.errors import ConfigError
 @pytest.mark.parametrize(
     ("steps", "text", "expected"),
     [
-        (("ftfy",), "cafÃ© â€œxâ€\x9d ﬁne ＦＵＬＬ it’s", "café \"x\" fine FULL it's"),
+        (("ftfy",), "cafÃ© â€œxâ€\x9d ﬁne ＦＵＬＬ it’s", 'café "x" fine FULL it\'s'),
         (("html",), "&amp;lt; &eacute; &#39;", "< é '"),
         (("strip",), " \ta b\n", "a b"),
         (("whitespace",), " a \x1c\u3000\n b\x85", "a b"),

@@ -6,6 +6,7 @@ import unicodedata
 import numpy as np
 import pytest
 
+from diptych.data.cleaning import TextRules
 from diptych.data.tokenizer import END, PAD, START, Tokenizer, trim
 from diptych.errors import CheckpointError, DataError, RequestError
 
@@ -205,3 +206,54 @@ def test_what_is_no_tokenizer_of_ours_is_refused_by_text(tokenizer):
         with pytest.raises(CheckpointError) as caught:
             Tokenizer.from_json(text)
         assert words in str(caught.value)
+
+
+def with_rules(tokenizer, **rules):
+    return Tokenizer.from_json(tokenizer.to_json(), TextRules(**rules))
+
+
+def test_rules_clean_a_text_before_the_vocabulary(tokenizer):
+    cleaned = with_rules(tokenizer, cleaning=("html", "punctuation"))
+    assert ids_of(cleaned, "two &lt;dogs&gt;!") == ids_of(tokenizer, "two dogs")
+
+
+def test_another_end_token_is_found_by_its_name(roomy):
+    named = with_rules(roomy, end=START)
+    assert named.end_token == 1
+    with pytest.raises(CheckpointError, match=r"has no '</s>' token\. Use the"):
+        with_rules(roomy, end="</s>")
+
+
+def test_special_tokens_are_read_where_the_rules_say_so(roomy):
+    reading = with_rules(roomy, reads_special=True)
+    assert used(reading, f"a{END}b").count(reading.end_token) == 2
+    assert used(roomy, f"a{END}b").count(roomy.end_token) == 1
+
+
+def test_parts_between_special_tokens_are_cleaned_alone(roomy):
+    between = with_rules(roomy, reads_special=True, cleaning_between=("punctuation",))
+    expected = [*used(roomy, "a dog")[:-1], 2, *used(roomy, "runs")[1:]]
+    assert used(between, f"a (dog){END}<runs>") == expected
+    assert between.encode(["x " * 800])[1] == 1
+    assert used(between, f"a dog{END}") == used(roomy, "a dog")
+
+
+@pytest.mark.parametrize("rules", [{}, {"reads_special": True, "cleaning_between": ("strip",)}])
+def test_a_text_that_just_fits_is_not_counted_as_cut(rules):
+    for text in ("a red circle", f"a {START}red circle"):
+        full = len(
+            used(with_rules(Tokenizer.learn(CAPTIONS, vocabulary=400, context=99), **rules), text)
+        )
+        for context, expected in ((full, 0), (full - 1, 1)):
+            tight = with_rules(Tokenizer.learn(CAPTIONS, vocabulary=400, context=context), **rules)
+            ids, cut = tight.encode([text])
+            assert (ids[0, -1], cut) == (tight.end_token, expected)
+
+
+def test_one_end_token_stays_where_texts_are_padded_with_it():
+    ids = np.array([[1, 5, 2, 2, 2, 2], [1, 5, 6, 7, 2, 2], [1, 2, 2, 2, 2, 2]])
+    np.testing.assert_array_equal(trim(ids, 2, 2), ids[:, :5])
+    np.testing.assert_array_equal(trim(ids[2:], 2, 2), ids[2:, :2])
+    full = np.array([[1, 5, 6, 7, 8, 2]])
+    np.testing.assert_array_equal(trim(full, 2, 2), full)
+    np.testing.assert_array_equal(trim(np.full((2, 3), 2), 2, 2), np.full((2, 1), 2))

@@ -52,14 +52,14 @@ def same_bits(found, expected):
 
 @pytest.mark.parametrize("colour", COLOURS)
 def test_normalise_has_the_bits_of_both_libraries_for_every_pixel_value(colour):
-    from torchvision.transforms.functional import normalize, to_tensor
+    from open_clip import transform
     from transformers.image_transforms import normalize as numpy_normalize
     from transformers.image_transforms import rescale
 
     mean, std = COLOURS[colour]
     pixels = np.arange(256, dtype=np.uint8).reshape(16, 16)[:, :, None].repeat(3, axis=2)
     found = normalise(torch.from_numpy(pixels)[None], mean, std)[0]
-    same_bits(found, normalize(to_tensor(pixels), mean, std))
+    same_bits(found, transform.Normalize(mean, std)(transform.F.to_tensor(pixels)))
     theirs = numpy_normalize(rescale(pixels.transpose(2, 0, 1), 1 / 255), mean, std)
     same_bits(found, torch.from_numpy(theirs))
 

@@ -122,7 +122,7 @@ def mlp_by_hand(p, name, x):
 
 def attention_by_hand(p, name, queries, tokens):
     """One head after another, one query after another."""
-    heads, each, width = p[f"{name}/out/kernel"].shape
+    heads, each, _ = p[f"{name}/out/kernel"].shape
     result = np.tile(p[f"{name}/out/bias"], (len(queries), 1))
     for head in range(heads):
         query, key, value = (
@@ -295,7 +295,7 @@ def test_a_damaged_file_is_named(saved, vocabulary, tmp_path):
         path.write_bytes(whole[:size])
         with pytest.raises(CheckpointError, match=r"siglip.npz cannot be read as an .npz file"):
             read_big_vision(path, "tiny", tokenizer=vocabulary)
-    with pytest.raises(CheckpointError, match="cannot be read as an .npz"):
+    with pytest.raises(CheckpointError, match=r"cannot be read as an .npz"):
         read_big_vision(tmp_path / "none.npz", "tiny", tokenizer=vocabulary)
 
 
@@ -303,16 +303,18 @@ def test_a_file_that_grows_out_of_proportion_is_not_opened(vocabulary, tmp_path)
     path = tmp_path / "bomb.npz"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("t.npy", bytes(10_000_000))
-    with pytest.raises(CheckpointError, match="says it holds 10,000,000"):
+    with pytest.raises(CheckpointError, match=r"says it holds 10,000,000"):
         read_big_vision(path, "tiny", tokenizer=vocabulary)
 
 
 def test_requests_that_lack_something_say_what(saved, vocabulary):
-    with pytest.raises(RequestError, match="there is no architecture 'tinny'. Did you mean 'tiny'"):
+    with pytest.raises(
+        RequestError, match=r"there is no architecture 'tinny'. Did you mean 'tiny'"
+    ):
         read_big_vision(saved(), "tinny", tokenizer=vocabulary)
-    with pytest.raises(RequestError, match="'ViT-B-32' no SigLIP. Use the name of a SigLIP"):
+    with pytest.raises(RequestError, match=r"'ViT-B-32' no SigLIP. Use the name of a SigLIP"):
         read_big_vision(saved(), "ViT-B-32", tokenizer=vocabulary)
-    with pytest.raises(RequestError, match="has no vocabulary. Name its file"):
+    with pytest.raises(RequestError, match=r"has no vocabulary. Name its file"):
         read_big_vision(saved(), "tiny", tokenizer=None)
 
 

@@ -5,18 +5,19 @@ import io
 import numpy as np
 import pytest
 import sentencepiece
-import test_pretrained_big_vision as core
+import test_pretrained_big_vision as core  # type: ignore[import-not-found]  # a test beside it
 import torch
 
 from diptych.models.dual_encoder import DualEncoder
 from diptych.pretrained.big_vision import read_big_vision
-from test_pretrained_big_vision import saved, tiny, vocabulary  # noqa: F401, fixtures
+
+tiny, saved, vocabulary = core.tiny, core.saved, core.vocabulary
 
 pytestmark = pytest.mark.peers
 
 
 @pytest.mark.parametrize("layout", [dict, core.scanned])
-def test_the_vectors_are_those_of_open_clip(tmp_path, vocabulary, layout):  # noqa: F811
+def test_the_vectors_are_those_of_open_clip(tmp_path, vocabulary, layout):
     from open_clip.convert import load_big_vision_weights
     from open_clip.model import CLIPTextCfg, CustomTextCLIP
     from timm.models.vision_transformer import VisionTransformer
@@ -71,7 +72,7 @@ def test_the_vectors_are_those_of_open_clip(tmp_path, vocabulary, layout):  # no
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
 
-def test_ids_are_those_of_sentencepiece(saved, tmp_path):  # noqa: F811
+def test_ids_are_those_of_sentencepiece(saved, tmp_path):
     """c4_en's way: padding 0 is not used, the end token 1 fills up and is kept."""
     written = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(

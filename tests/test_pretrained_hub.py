@@ -21,7 +21,8 @@ from diptych.errors import DiptychError
 from diptych.pretrained.hub import fetch, repository_of
 try:
     folder, notes = fetch(repository_of(sys.argv[1]), offline="offline" in sys.argv)
-    said = {"folder": str(folder), "notes": notes, "files": sorted(p.name for p in folder.iterdir())}
+    files = sorted(path.name for path in folder.iterdir())
+    said = {"folder": str(folder), "notes": notes, "files": files}
 except DiptychError as error:
     said = {"error": str(error), "kind": type(error).__name__}
 print(json.dumps(said))
@@ -61,8 +62,10 @@ def ask(tmp_path, hub):
     def asked(spec, *arguments, endpoint=None, **environment):
         environment = {
             **os.environ,
-            **{"HF_ENDPOINT": endpoint or hub.url, "HF_HOME": str(tmp_path / "home")},
-            **{"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+            "HF_ENDPOINT": endpoint or hub.url,
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             **environment,
         }
         command = [sys.executable, "-c", ASK, spec, *arguments]
@@ -130,7 +133,10 @@ def test_wrong_names_are_refused_with_what_is_so(ask, hub):
         "hf:org/nothing": ("RequestError", "the hub has no hf:org/nothing, or it is private"),
         "hf:org/clip@v9": ("RequestError", "org/clip has no revision 'v9'"),
         "hf:org/closed": ("RequestError", "may be read only by who accepted its terms"),
-        "hf:org/words": ("CheckpointError", "hf:org/words: among its files (README.md) is no model"),
+        "hf:org/words": (
+            "CheckpointError",
+            "hf:org/words: among its files (README.md) is no model",
+        ),
         "hf:org/a//b": ("RequestError", "hf:org/a//b is no name of a repository"),
     }
     for spec, (kind, text) in answers.items():

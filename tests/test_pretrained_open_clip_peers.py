@@ -18,9 +18,11 @@ from diptych.checkpoint import Bundle
 from diptych.data.transforms import evaluation_transform, normalise
 from diptych.models.dual_encoder import DualEncoder
 from diptych.models.image_tower import ImageTowerConfig
-from diptych.pretrained import open_clip_config
+from diptych.pretrained import architectures, open_clip_config
 from diptych.pretrained.foreign import Foreign
 from diptych.pretrained.open_clip import is_open_clip, read_open_clip, write_open_clip
+from diptych.pretrained.sentencepiece import sentencepiece_tokenizer
+from diptych.pretrained.tokenizers_of import open_clip_tokenizer, transformers_tokenizer
 
 pytestmark = [
     pytest.mark.peers,
@@ -434,3 +436,71 @@ def test_a_published_siglip_in_full_size_gives_the_vectors_of_open_clip(tmp_path
     model = {"vision_cfg": {**vision, "image_size": 224}, "text_cfg": text, **SIGLIP}
     folder = saved(tmp_path / "folder", {**model, "embed_dim": 768})
     same(found(read_open_clip(folder)), expected(folder))
+
+
+@pytest.fixture(scope="module")
+def pieces(tmp_path_factory):
+    """A sentencepiece file as SigLIP has them: end 1, unknown 2."""
+    import sentencepiece
+
+    folder = tmp_path_factory.mktemp("pieces")
+    lines = [f"{caption_of(number)} and Some words, naïve café" for number in range(200)]
+    (folder / "lines.txt").write_text("\n".join(lines))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(folder / "lines.txt"),
+        model_prefix=str(folder / "spiece"),
+        vocab_size=90,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    return folder / "spiece.model"
+
+
+@pytest.mark.parametrize("kind", ["T5Tokenizer", "SiglipTokenizer", "big_vision"])
+def test_models_with_sentencepiece_are_written_for_open_clip(kind, pieces, tmp_path):
+    settings = {"tokenizer_class": kind, "pad_token": "</s>", "eos_token": "</s>"}
+    (tmp_path / "spiece.model").write_bytes(pieces.read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, "unk_token": "<unk>"}))
+    if kind == "big_vision":
+        tokenizer = sentencepiece_tokenizer(pieces, 24)
+    elif kind == "SiglipTokenizer":
+        tokenizer = transformers_tokenizer(tmp_path, context=24)
+    else:
+        stated = {"hf_tokenizer_name": "here", "context_length": 24}
+        stated["tokenizer_kwargs"] = {"clean": "canonicalize"}
+        tokenizer = open_clip_tokenizer(tmp_path, stated)
+    bundle = trained_here(
+        tmp_path,
+        *(f"model.text.vocabulary={tokenizer.vocabulary}", "model.text.context=24"),
+        *("model.text.pool=last", "model.text.causal=false"),
+    )
+    shape = bundle.model.config
+    text = {"end_token": tokenizer.end_token, "pad_token": tokenizer.pad_token}
+    text["vocabulary"] = tokenizer.vocabulary
+    shape = shape.model_copy(update={"text": shape.text.model_copy(update=text)})
+    bundle = Bundle(drawn(DualEncoder(shape)), tokenizer, bundle.transform, "none")
+    folder = tmp_path / "written"
+    folder.mkdir()
+    notes = write_open_clip(bundle, folder)
+    assert bool(notes) == (kind != "T5Tokenizer")
+    plain = Foreign(shape, bundle.model.state_dict(), tokenizer, bundle.transform, "diptych")
+    same(found(plain, texts=CAPTIONS), expected(folder, texts=CAPTIONS))
+    same(found(read_open_clip(folder)), expected(folder))
+
+
+def test_bare_siglip_weights_with_a_sentencepiece_file_get_the_ids_of_open_clip(pieces, tmp_path):
+    """The oracle is the tokenizer of open_clip's own SigLIP folders: its SigLipTokenizer cannot
+    open a file under transformers 5."""
+    from open_clip.tokenizer import HFTokenizer
+
+    settings = {"tokenizer_class": "T5Tokenizer", "pad_token": "</s>", "eos_token": "</s>"}
+    (tmp_path / "spiece.model").write_bytes(pieces.read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, "unk_token": "<unk>"}))
+    theirs = HFTokenizer(str(tmp_path), context_length=64, clean="canonicalize")
+    tokenizer = architectures._tokenizer("ViT-B-16-SigLIP", pieces)
+    expected_ids = theirs(TEXTS + CAPTIONS)
+    assert tokenizer.encode(TEXTS + CAPTIONS)[0].tolist() == expected_ids.tolist()

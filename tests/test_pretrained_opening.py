@@ -122,15 +122,20 @@ def test_a_model_of_the_hub_is_used_by_its_name(folder, tmp_path):
         PICTURES[0].save(tmp_path / "a.png")
         environment = {
             **os.environ,
-            **{"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")},
-            **{"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         }
         command = ["-m", "diptych", "classify", "hf:org/ours", "a.png", "--labels", "red,blue"]
         answers = []
         for more in ([], ["--offline"]):
             done = subprocess.run(
                 [sys.executable, *command, "--json", *more],
-                **{"env": environment, "cwd": tmp_path, "capture_output": True, "text": True},
+                env=environment,
+                cwd=tmp_path,
+                capture_output=True,
+                text=True,
             )
             assert done.returncode == 0, done.stderr
             answers.append(json.loads(done.stdout))

@@ -360,7 +360,7 @@ def test_an_image_size_that_is_too_small_is_refused(clip):
 def test_a_siglip_gives_a_text_the_same_vector_alone_and_in_any_batch(siglip):
     """Its text is always padded to the full length: the last position is read."""
     foreign = read_transformers(siglip[1])
-    pictures, together = vectors(foreign, TEXTS)
+    together = vectors(foreign, TEXTS)[1]
     for index, text in enumerate(TEXTS):
         alone = vectors(foreign, [text])[1][0]
         torch.testing.assert_close(alone, together[index], rtol=0, atol=1e-6)

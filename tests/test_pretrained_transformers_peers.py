@@ -3,8 +3,6 @@
 Every parameter is drawn at random before the original library saves the model.
 """
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +10,6 @@ from PIL import Image
 from torch.nn import functional as F
 
 from diptych.checkpoint import Bundle
-from diptych.data.cleaning import TextRules
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import (
     CLIP_MEAN,
@@ -284,20 +281,6 @@ def test_a_model_with_a_vocabulary_of_its_own_gives_the_same_in_transformers(tmp
     same_ids(tmp_path, read_transformers(tmp_path).tokenizer)
 
 
-def test_a_special_token_in_a_text_stays_letters_where_we_learned_the_vocabulary(tmp_path, learned):
-    from transformers import AutoTokenizer
-
-    write_transformers(
-        Bundle(trained(learned), learned, ImageTransformConfig(image_size=32), ""), tmp_path
-    )
-    words = AutoTokenizer.from_pretrained(tmp_path)
-    text = "a <end> b"
-    new = {2: learned.vocabulary - 1, learned.vocabulary - 1: 2}
-    expected = [new.get(number, number) for number in learned.encode([text])[0][0].tolist()]
-    found = words(text, padding="max_length", truncation=True, max_length=CONTEXT)["input_ids"]
-    assert found == expected
-
-
 def test_a_clip_of_open_clip_gives_the_same_in_transformers(tmp_path):
     """Through Diptych: the names of the special tokens change, their ids stay."""
     from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
@@ -329,85 +312,3 @@ def test_a_clip_of_open_clip_gives_the_same_in_transformers(tmp_path):
         close(found.text_embeds, original.encode_text(ids, normalize=True))
         close(found.image_embeds, original.encode_image(pictures, normalize=True))
         close(theirs.logit_scale, original.logit_scale)
-
-
-def test_cleaning_becomes_steps_of_the_tokenizer(tmp_path, learned):
-    """As in SigLIP: lower case, no punctuation, one space between words."""
-    from transformers import AutoTokenizer
-
-    rules = TextRules(cleaning=("lower", "punctuation", "whitespace"))
-    tokenizer = Tokenizer.from_json(learned.to_json(), rules)
-    bundle = Bundle(trained(tokenizer), tokenizer, ImageTransformConfig(image_size=32), "")
-    notes = write_transformers(bundle, tmp_path)
-    assert any("rare letters" in note for note in notes)
-    words = AutoTokenizer.from_pretrained(tmp_path)
-    texts = ["A  Red-kite!", " [two] {dogs}\t~", "#snow\n\n`on` ~it|", "Ärger @ home"]
-    found = words(texts, padding="max_length", truncation=True, max_length=CONTEXT)["input_ids"]
-    new = {2: learned.vocabulary - 1, learned.vocabulary - 1: 2}
-    expected = [[new.get(n, n) for n in row] for row in tokenizer.encode(texts)[0].tolist()]
-    assert found == expected
-    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["split_special_tokens"]
-
-
-def trained_pieces():
-    """A sentencepiece model as SigLIP's: padding 0, end 1, unknown 2."""
-    import io
-
-    import sentencepiece
-
-    written = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([*TEXTS, "the hill by the sea", "ﬁne ½ cup"] * 20),
-        model_writer=written,
-        vocab_size=60,
-        hard_vocab_limit=False,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        normalization_rule_name="nmt_nfkc_cf",
-        minloglevel=2,
-    )
-    return written.getvalue()
-
-
-@pytest.mark.parametrize("source", ["transformers", "big_vision"])
-def test_a_siglip_vocabulary_is_written_as_a_sentencepiece_file(tmp_path, source):
-    from transformers import AutoTokenizer, SiglipTokenizer
-
-    from diptych.pretrained.sentencepiece import sentencepiece_tokenizer
-    from diptych.pretrained.tokenizers_of import transformers_tokenizer
-
-    first, second = tmp_path / "first", tmp_path / "second"
-    first.mkdir()
-    second.mkdir()
-    (first / "spiece.model").write_bytes(trained_pieces())
-    original = SiglipTokenizer(str(first / "spiece.model"), model_max_length=CONTEXT)
-    original.save_pretrained(first)
-    if source == "transformers":
-        tokenizer = transformers_tokenizer(first, context=CONTEXT)
-    else:
-        tokenizer = sentencepiece_tokenizer(first / "spiece.model", CONTEXT)
-    ours = siglip_like(tokenizer)
-    transform = ImageTransformConfig(image_size=32, resize="squash")
-    notes = write_transformers(Bundle(ours, tokenizer, transform, ""), second)
-    assert len(notes) == (source == "big_vision")
-    again = AutoTokenizer.from_pretrained(second)
-    assert type(again) is SiglipTokenizer
-    texts = [*TEXTS, "THE Hill; by the-sea!", "ﬁne   ½ cup", "a</s>b <pad> kite", "日本 kite", "▁a"]
-    options = {"padding": "max_length", "truncation": True, "max_length": CONTEXT}
-    expected = original(texts, **options)["input_ids"]
-    assert again(texts, **options)["input_ids"] == expected
-    if source == "transformers":
-        assert read_transformers(second).tokenizer.encode(texts)[0].tolist() == expected
-
-
-def siglip_like(tokenizer):
-    """A SigLIP as Diptych makes it."""
-    config = trained(tokenizer).config.model_dump()
-    plain = {"class_token": False, "pool": "attention", "pre_norm": False, "patch_bias": True}
-    config["image"] |= plain
-    config["text"] |= {"causal": False, "pool": "last"}
-    config |= {"objective": "sigmoid", "embed": 32, "image_projection": False}
-    config |= {"text_projection_bias": True}
-    return draw_anew(DualEncoder(DualEncoderConfig(**config)))

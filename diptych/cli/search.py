@@ -73,7 +73,9 @@ def search(
     if (path / "embedding.json").is_file():
         hits, empty = _ask_vectors(path, text, image, count, where, model, device, offline), ""
     elif (path / FILE).is_file():
-        hits, empty = _ask_library(path, text, image, count, where, text_weight, model, device, offline)
+        hits, empty = _ask_library(
+            path, text, image, count, where, text_weight, model, device, offline
+        )
     else:
         raise RequestError(
             f"{path} holds no library and no vectors. "

@@ -12,6 +12,7 @@ from diptych.cli.common import (
     Device,
     ImageColumn,
     Json,
+    Offline,
     Seed,
     SkipDamaged,
     TextColumn,
@@ -21,6 +22,7 @@ from diptych.cli.common import (
 from diptych.errors import RequestError
 
 if TYPE_CHECKING:
+    from diptych.checkpoint import Bundle
     from diptych.recipes.before_after import FineTuned
     from diptych.train.loop import TrainResult
     from diptych.train.run import Run
@@ -90,6 +92,7 @@ def train(
     val_where: ValWhere = None,
     held_out_where: HeldOutWhere = None,
     skip_damaged: SkipDamaged = False,
+    offline: Offline = False,
     settings: Settings = None,
     as_json: Json = False,
     seed: Seed = 0,
@@ -116,12 +119,13 @@ def train(
         "val_options": columns | {"where": val_where},
     }
     options = {"seed": seed, "batch": batch, "chunk": chunk, "trackers": track or None}
-    run = _run(recipe, sources, options, workers)
+    run, opened = _run(recipe, sources, options, workers), None
     if start is not None:
         kept = {"held_out": held_out, "where": held_out_where, "skip_damaged": skip_damaged}
-        run = _begin_with(run, start, kept, out, resume, settings or [], batch)
+        opened = _open(start, out, resume, offline)
+        run = _begin_with(run, start, opened, kept, settings or [], batch)
     run = run.with_length(steps, epochs, minutes).override(settings or [])
-    tuned, first = _carry_out(run, out, resume, device)
+    tuned, first = _carry_out(run, out, resume, device, opened)
     result = tuned.training
     if first:
         values = {**vars(result), "checkpoint": str(result.checkpoint)}
@@ -176,12 +180,18 @@ def _run(
     return type(base)(**values)
 
 
+def _open(start: str, out: Path, resume: bool, offline: bool) -> "Bundle":
+    """The model to begin with."""
+    from diptych.train.start import open_start
+
+    return open_start(start, out, resume, offline=offline)
+
+
 def _begin_with(
     run: "Run",
     start: str,
+    opened: "Bundle",
     kept: dict[str, Any],
-    out: Path,
-    resume: bool,
     settings: list[str],
     batch: int | None,
 ) -> "Run":
@@ -189,9 +199,9 @@ def _begin_with(
     for by name still comes on top."""
     from diptych.data.opening import open_source
     from diptych.recipes.finetune import suited
-    from diptych.train.start import inherit, open_start
+    from diptych.train.start import inherit
 
-    run = inherit(run, start, open_start(start, out, resume))
+    run = inherit(run, start, opened)
     asked = run.override(settings)
     source = asked.data.source
     pairs = open_source(source, asked.data.options).size
@@ -208,7 +218,9 @@ def _begin_with(
     return suited(run.model_copy(update={"finetune": finetune}), pairs, batch)
 
 
-def _carry_out(run: "Run", out: Path, resume: bool, device: str) -> tuple["FineTuned", bool]:
+def _carry_out(
+    run: "Run", out: Path, resume: bool, device: str, start: "Bundle | None"
+) -> tuple["FineTuned", bool]:
     """How the run ended, and whether this is the process that says so."""
     from diptych.comm import join_processes, leave_processes
     from diptych.predict.model import choose_device
@@ -222,7 +234,9 @@ def _carry_out(run: "Run", out: Path, resume: bool, device: str) -> tuple["FineT
     live = Live() if comm.first else Live(Path(os.devnull).open("w"))  # noqa: SIM115 - until exit
     try:
         if run.finetune is not None and run.finetune.model is not None:
-            tuned = fine_tune(run, out, resume=resume, device=where_to, comm=comm, live=live)
+            tuned = fine_tune(
+                run, out, resume=resume, device=where_to, comm=comm, live=live, start=start
+            )
             return tuned, comm.first
         evaluators = {"recall": recall_evaluator(run)} if run.data.val else {}
         result = carry_out(

@@ -48,8 +48,8 @@ ATTENTION = "MultiHeadDotProductAttention_0"
 GROWTH = 4
 """Times its own size that a compressed file may hold; random numbers shrink by a few percent."""
 
-DAMAGED = (OSError, ValueError, EOFError, TypeError, KeyError, MemoryError)
-DAMAGED += (NotImplementedError, zipfile.BadZipFile, zlib.error)
+DAMAGED: tuple[type[Exception], ...] = (OSError, ValueError, EOFError, TypeError, KeyError)
+DAMAGED += (MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 """What numpy and zipfile raise for files that are not what they seem."""
 
 VOCABULARIES = ("sentencepiece.model", "spiece.model")

@@ -54,7 +54,9 @@ NEW_LETTERS = (
     r"\x{1e6fe}-\x{1e6ff}\x{2b73a}-\x{2b73f}\x{2b81e}\x{2cea2}-\x{2cead}\x{323b0}-\x{33479}"
     r"\x{3d000}-\x{3fc3f}"
 )
-NEW_NUMBERS = r"\x{11de0}-\x{11de9}\x{1246f}\x{12475}-\x{1247f}\x{12550}-\x{12686}\x{16ff4}-\x{16ff6}"
+NEW_NUMBERS = (
+    r"\x{11de0}-\x{11de9}\x{1246f}\x{12475}-\x{1247f}\x{12550}-\x{12686}\x{16ff4}-\x{16ff6}"
+)
 """Younger than Unicode 16: Python's `regex` 2026.11, which open_clip splits by, knows them, and the
 engine inside `tokenizers` 0.23 does not."""
 
@@ -114,7 +116,8 @@ def _open_clip(context: int, clean: Clean, words: tuple[str, ...]) -> Tokenizer:
     inner.add_special_tokens([AddedToken(word, special=True, normalized=False) for word in words])
     start, end = words[:2]
     inner.post_processor = processors.TemplateProcessing(
-        single=f"{start} $A {end}", special_tokens=[(word, vocabulary[word]) for word in (start, end)]
+        single=f"{start} $A {end}",
+        special_tokens=[(word, vocabulary[word]) for word in (start, end)],
     )
     inner.enable_truncation(context)
     inner.enable_padding(pad_id=0, pad_token="!", length=context)

@@ -129,7 +129,7 @@ def fetch(repository: Repository, *, offline: bool = False) -> tuple[Path, tuple
         ) from error
     except CheckpointError:
         raise
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, *_connection_errors()) as error:
+    except _unreachable() as error:
         why = f"{spec} cannot be fetched from {constants.ENDPOINT}: {_first_line(error)}."
         folder = _cached(repository, why)
         return folder, (f"{why} Using the copy in the cache.",)
@@ -190,13 +190,15 @@ def _cached(repository: Repository, why: str) -> Path:
     )
 
 
-def _connection_errors() -> tuple[type[Exception], ...]:
-    """What the hub's library raises when there is no connection; it changed its HTTP client."""
-    errors: list[type[Exception]] = []
-    for base in HfHubHTTPError.__mro__:
-        if base.__name__ == "HTTPError" and issubclass(base, Exception):
-            errors.append(base)
-    return tuple(errors)
+def _unreachable() -> tuple[type[Exception], ...]:
+    """What the hub's library raises without a connection: with its HTTP client's own errors, and it
+    changed that client."""
+    clients = [
+        base
+        for base in HfHubHTTPError.__mro__
+        if base.__name__ == "HTTPError" and issubclass(base, Exception)
+    ]
+    return (HfHubHTTPError, OfflineModeIsEnabled, OSError, *clients)
 
 
 def _first_line(error: Exception) -> str:

@@ -13,7 +13,7 @@ from diptych.checkpoint import Bundle
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import ImageTransformConfig
 from diptych.errors import RequestError
-from diptych.files import write_text
+from diptych.files import whole_file
 from diptych.models.dual_encoder import DualEncoderConfig
 from diptych.models.image_tower import ImageTowerConfig
 from diptych.models.resnet_tower import ResNetTowerConfig
@@ -23,6 +23,7 @@ from diptych.nn.blocks import Activation
 from diptych.pretrained.clip_vocabulary import CLEANING, Clean, clip_tokenizer
 from diptych.pretrained.open_clip_config import RESIZE, SIGLIP_TRUNKS
 from diptych.pretrained.open_clip_names import places, to_theirs
+from diptych.pretrained.sentencepiece_writer import siglip_files
 from diptych.tensors import save_tensors
 
 
@@ -56,8 +57,9 @@ def write_open_clip(bundle: Bundle, folder: Path) -> tuple[str, ...]:
         model["custom_text"] = True
         tensors = {_custom(name): tensor for name, tensor in tensors.items()}
     written = {"model_cfg": model, "preprocess_cfg": _preprocess(bundle.transform)}
-    for name, content in {"open_clip_config.json": written, **files}.items():
-        write_text(folder / name, json.dumps(content, indent=2) + "\n")
+    for name, content in {"open_clip_config.json": _pretty(written), **files}.items():
+        with whole_file(folder / name) as temporary:
+            temporary.write_bytes(content)
     save_tensors(folder / "open_clip_model.safetensors", tensors)
     if bundle.transform.resize == "shortest" and bundle.transform.crop == "floor":
         notes.append("open_clip cuts pictures with an odd margin one pixel further on")
@@ -265,7 +267,7 @@ def _preprocess(transform: ImageTransformConfig) -> dict[str, Any]:
     return fields
 
 
-def _tokenizer(tokenizer: Tokenizer) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+def _tokenizer(tokenizer: Tokenizer) -> tuple[dict[str, Any], dict[str, bytes], list[str]]:
     """What `text_cfg` says of the tokenizer, its files, and what open_clip does otherwise."""
     rules = tokenizer.rules
     for clean in ("lower", "whitespace", "canonicalize"):
@@ -273,30 +275,48 @@ def _tokenizer(tokenizer: Tokenizer) -> tuple[dict[str, Any], dict[str, Any], li
         if theirs.rules == rules and theirs.to_json() == tokenizer.to_json():
             return ({} if clean == "lower" else {"tokenizer_kwargs": {"clean": clean}}), {}, []
     clean = _nearest_clean(tokenizer)
+    notes = []
+    begin = rules.cleaning[: len(CLEANING[clean])]
+    if begin != CLEANING[clean]:
+        steps = [*rules.cleaning, *rules.cleaning_between]
+        notes.append(
+            f'open_clip cleans texts with "{clean}", and this model with {steps}: '
+            "HTML entities, full-width and broken characters may get other ids there"
+        )
+    if rules.sentencepiece != "no":
+        pieces, settings, more = siglip_files(tokenizer)
+        files = {"spiece.model": pieces, "tokenizer_config.json": _pretty(settings)}
+        notes += more
+    else:
+        files = _as_it_is(tokenizer)
+    if not rules.reads_special:
+        notes.append(f"open_clip reads {rules.end!r} written in a text as the token, this does not")
+    return {"hf_tokenizer_name": ".", "tokenizer_kwargs": {"clean": clean}}, files, notes
+
+
+def _as_it_is(tokenizer: Tokenizer) -> dict[str, bytes]:
+    """tokenizer.json, and what makes transformers take it as it is."""
     inner = json.loads(tokenizer.to_json())
-    config = {
+    settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": tokenizer.context,
         "pad_token": inner["padding"]["pad_token"],
-        "eos_token": rules.end,
+        "padding_side": inner["padding"]["direction"].lower(),
+        "truncation_side": inner["truncation"]["direction"].lower(),
+        "eos_token": tokenizer.rules.end,
         "clean_up_tokenization_spaces": False,
     }
-    fields = {"hf_tokenizer_name": ".", "tokenizer_kwargs": {"clean": clean}}
-    files = {"tokenizer.json": inner, "tokenizer_config.json": config}
-    notes = []
-    if rules.cleaning != CLEANING[clean] or rules.cleaning_between:
-        notes.append(
-            f'open_clip cleans texts with "{clean}", and this model with {list(rules.cleaning)}: '
-            "HTML entities, full-width and broken characters may get other ids there"
-        )
-    if not rules.reads_special:
-        notes.append(f"open_clip reads {rules.end!r} written in a text as the token, this does not")
-    return fields, files, notes
+    return {"tokenizer.json": _pretty(inner), "tokenizer_config.json": _pretty(settings)}
 
 
 def _nearest_clean(tokenizer: Tokenizer) -> Clean:
     """The cleaning of open_clip that comes nearest; it has none that does nothing."""
-    steps = tokenizer.rules.cleaning
-    if "punctuation" in steps:
-        return "canonicalize"
+    steps = [*tokenizer.rules.cleaning, *tokenizer.rules.cleaning_between]
+    if "punctuation" in steps or tokenizer.rules.sentencepiece != "no":
+        return "canonicalize"  # which transformers' SiglipTokenizer also does
     return "lower" if "lower" in steps else "whitespace"
+
+
+def _pretty(values: dict[str, Any]) -> bytes:
+    """JSON for people."""
+    return (json.dumps(values, indent=2) + "\n").encode()

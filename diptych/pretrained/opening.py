@@ -6,10 +6,12 @@ caller names the architecture, whose contract is in `architectures.py`.
 """
 
 from pathlib import Path
+from typing import Any
 
 from diptych.checkpoint import Bundle, find_model, load_bundle, make_bundle
 from diptych.errors import RequestError, nearest
 from diptych.models.image_tower import ImageTowerConfig
+from diptych.models.resnet_tower import ResNetTowerConfig
 from diptych.models.timm_tower import TimmTowerConfig
 from diptych.pretrained.architectures import read_named, refuse_bare
 from diptych.pretrained.big_vision import read_big_vision
@@ -114,10 +116,14 @@ def _our_own(folder: Path, image_size: int | None) -> Bundle:
             f"{folder} has an image tower of timm for {config.image.image_size} px, which only its "
             f"first library resizes. Open the original with image_size {image_size}."
         )
-    image = type(config.image)(**(config.image.model_dump() | {"image_size": image_size}))
-    if isinstance(image, ImageTowerConfig):
+    values: dict[str, Any] = {**config.image.model_dump(), "image_size": image_size}
+    image: ImageTowerConfig | ResNetTowerConfig
+    if isinstance(config.image, ImageTowerConfig):
+        values["cut_edge"] = image_size % config.image.patch_size != 0
+        image = ImageTowerConfig(**values)
         name, grid = "image.positions", image_size // image.patch_size
     else:
+        image = ResNetTowerConfig(**values)
         name, grid = "image.pool.positions", image_size // image.stride
     if name in tensors:
         method = RESIZE.get(bundle.made_by, "open_clip")

@@ -7,6 +7,7 @@ it is run. `data/unigram.py` finds the pieces of a text.
 
 import base64
 import json
+import math
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -162,14 +163,15 @@ def read_pieces(path: Path) -> Pieces:
     try:
         fields = list(_fields(path.read_bytes()))
         found = [_piece(value) for number, value in fields if number == 1]
-        trainer, normalizer = (
-            dict(_fields(dict(fields).get(number, b""))) for number in (2, 3)
-        )
+        trainer, normalizer = (dict(_fields(dict(fields).get(number, b""))) for number in (2, 3))
+        characters = normalizer.get(2, b"")
+        if not isinstance(characters, bytes):
+            raise ValueError("a character map that is a number")
         kinds = [kind for _, _, kind in found]
         pieces = Pieces(
             scores=_scores(found),
             kinds=kinds,
-            characters=normalizer.get(2, b""),
+            characters=characters,
             bytes_for_unknown=bool(trainer.get(35, 0)),
         )
         model = trainer.get(3, UNIGRAM)
@@ -194,10 +196,7 @@ def _scores(found: list[tuple[str, float, int]]) -> list[tuple[str, float]]:
     """Every piece with the score that sentencepiece searches with: own symbols always win."""
     usual = [score for _, score, kind in found if kind == NORMAL]
     low = min(usual, default=0.0)
-    return [
-        (piece, max(low, -0.1) if kind == OWN else score)
-        for piece, score, kind in found
-    ]
+    return [(piece, max(low, -0.1) if kind == OWN else score) for piece, score, kind in found]
 
 
 def _unread(path: Path, what: str) -> CheckpointError:
@@ -207,9 +206,14 @@ def _unread(path: Path, what: str) -> CheckpointError:
 
 def _piece(message: bytes) -> tuple[str, float, int]:
     """One piece: its text, score and kind."""
-    values = dict(_fields(message))
-    score = struct.unpack("<f", values[2])[0] if 2 in values else 0.0
-    return values[1].decode(), score, values.get(3, NORMAL)
+    values = {3: NORMAL, 2: bytes(4)} | dict(_fields(message))
+    piece, score, kind = values.get(1), values[2], values[3]
+    if not (isinstance(piece, bytes) and isinstance(score, bytes) and isinstance(kind, int)):
+        raise ValueError(f"a piece with fields {sorted(values)} of other kinds")
+    (number,) = struct.unpack("<f", score)
+    if not math.isfinite(number):
+        raise ValueError(f"a piece with score {number}")
+    return piece.decode(), number, kind
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, Any]]:

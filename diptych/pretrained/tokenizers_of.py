@@ -88,9 +88,7 @@ def open_clip_tokenizer(folder: Path, text: Mapping[str, Any]) -> Tokenizer:
     if not theirs:
         return clip_tokenizer("open_clip", context, clean=clean, extra=extra)
     inner = transformers_tokenizer(folder, context=context)
-    rules = inner.rules.model_copy(
-        update={"cleaning": (*CLEANING[clean], *inner.rules.cleaning)}
-    )
+    rules = inner.rules.model_copy(update={"cleaning": (*CLEANING[clean], *inner.rules.cleaning)})
     return Tokenizer.from_json(inner.to_json(), rules)
 
 

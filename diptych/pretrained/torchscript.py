@@ -38,8 +38,11 @@ STORAGES = {
 CLASS = "__torch__."
 """How the name of a class begins whose code is in the archive."""
 
-MOST = 1_000_000
-"""Instructions in one archive, and modules; CLIP's have some thousands and some hundreds."""
+MOST_INSTRUCTIONS, MOST_MODULES = 1_000_000, 100_000
+"""In one archive. The largest of CLIP's have some tens of thousands, and some thousands."""
+
+PIECE = 1 << 20
+"""Bytes read at a time."""
 
 
 DAMAGED = (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error)
@@ -120,9 +123,7 @@ def refuse_bomb(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             parts = [part for part in archive.infolist() if "/code/" not in part.filename]
     except DAMAGED as error:
-        raise CheckpointError(
-            f"{path} is a damaged zip ({error}). Copy the file again."
-        ) from error
+        raise CheckpointError(f"{path} is a damaged zip ({error}). Copy the file again.") from error
     for part in parts:
         if part.compress_type != zipfile.ZIP_STORED or part.file_size != part.compress_size:
             raise CheckpointError(
@@ -164,13 +165,14 @@ class _Storages:
         if part.file_size != count * dtype.itemsize:
             raise Refused(f"{count:,} numbers of the {part.file_size:,} bytes in {part.filename}")
         row = torch.empty(count, dtype=dtype)
-        wanted = memoryview(row.view(torch.uint8).numpy())
+        wanted = row.view(torch.uint8).numpy().data
         with self._archive.open(part) as file:
             while len(wanted):
-                read = file.readinto(wanted)
+                read = file.read(PIECE)
                 if not read:
                     raise EOFError(f"{part.filename} is cut")
-                wanted = wanted[read:]
+                wanted[: len(read)] = read
+                wanted = wanted[len(read) :]
         return row
 
 
@@ -230,8 +232,8 @@ class _Machine:
             Refused: It holds an instruction, a name or a call that is not known here.
         """
         for number, (instruction, argument, _) in enumerate(pickletools.genops(pickle)):
-            if number > MOST:
-                raise Refused(f"more than {MOST:,} instructions")
+            if number > MOST_INSTRUCTIONS:
+                raise Refused(f"more than {MOST_INSTRUCTIONS:,} instructions")
             self._step(instruction.name, argument)
         return self._stack.pop()
 
@@ -341,7 +343,7 @@ def _named_tensors(top: object) -> dict[str, Tensor]:
             if isinstance(value, Tensor):
                 tensors[f"{prefix}{name}"] = value
             elif isinstance(value, Module):
-                if len(modules) > MOST:
+                if len(modules) > MOST_MODULES:
                     raise Refused("modules without end")
                 modules.append((f"{prefix}{name}.", value.attributes))
     if not tensors:

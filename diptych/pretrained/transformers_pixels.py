@@ -48,10 +48,10 @@ DEFAULTS: dict[Family, dict[str, Any]] = {
 """What transformers does where the file says nothing, or null. `do_convert_rgb` and the like are
 not asked: Diptych always converts to RGB."""
 
+ENDS = ("ImageProcessor", "ImageProcessorFast", "ImageProcessorPil", "FeatureExtractor")
 PROCESSORS: dict[str, Family] = {
-    f"{start}{end}": family
-    for start, family in (("CLIP", "clip"), ("Siglip", "siglip"))
-    for end in ("ImageProcessor", "ImageProcessorFast", "ImageProcessorPil", "FeatureExtractor")
+    **dict.fromkeys((f"CLIP{end}" for end in ENDS), "clip"),
+    **dict.fromkeys((f"Siglip{end}" for end in ENDS), "siglip"),
 }
 """Their classes."""
 

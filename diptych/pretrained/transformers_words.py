@@ -28,7 +28,8 @@ STEPS: dict[Step, list[Any]] = {
     "lower_ascii": [normalizers.Lowercase()],
     "underscore": [normalizers.Replace("_", " ")],
     "punctuation": [normalizers.Replace(Regex(r"[!-/:-@\[-`{-~]"), "")],
-    **dict.fromkeys(MENDING, []),
+    "ftfy": [],
+    "html": [],
 }
 """Steps of cleaning as normalizers of the tokenizers library; mending has none."""
 
@@ -129,12 +130,13 @@ def _exchange(stated: dict[str, Any], one: int, other: int) -> None:
 def _siglip_settings(stated: dict[str, Any], rules: TextRules) -> dict[str, Any]:
     """What tokenizer_config.json says of a SiglipTokenizer beside its vocabulary."""
     flags = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
-    theirs = rules.sentencepiece == "behind"  # otherwise the class has flags of its own
+    theirs = "word_mark" in rules.cleaning  # otherwise the class has flags of its own
     added = {
         str(token["id"]): {name: token[name] for name in flags} for token in stated["added_tokens"]
     }
     return {
         "tokenizer_class": "SiglipTokenizer",
+        "legacy": rules.sentencepiece == "marked",
         "unk_token": stated["model"]["vocab"][stated["model"]["unk_id"]][0],
         "do_lower_case": bool(
             {"lower", "lower_ascii"} & {*rules.cleaning, *rules.cleaning_between}

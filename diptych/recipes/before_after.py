@@ -90,6 +90,7 @@ def fine_tune(
     device: str = "cpu",
     comm: Comm | None = None,
     live: Live | None = None,
+    start: Bundle | None = None,
 ) -> FineTuned:
     """Carry out a run that begins with a trained model, and judge it before and after.
 
@@ -100,6 +101,7 @@ def fine_tune(
         device: "cpu", "cuda" or "mps".
         comm: The processes that share the run; the first one judges.
         live: Where progress is shown.
+        start: The model it begins with, if it is open already.
 
     Raises:
         RequestError: A source cannot be opened or has too few pictures; nothing was trained.
@@ -108,7 +110,14 @@ def fine_tune(
     exams = set_exams(run) if comm.first else None
     evaluators = {"recall": recall_evaluator(run)} if run.data.val else {}
     trained = train(
-        run, folder, resume=resume, device=device, comm=comm, evaluators=evaluators, live=live
+        run,
+        folder,
+        resume=resume,
+        device=device,
+        comm=comm,
+        evaluators=evaluators,
+        live=live,
+        start=start,
     )
     if exams is None or not trained.finished:
         return FineTuned(trained, None, "")
@@ -227,6 +236,7 @@ def keep_chosen(
             chosen.tokenizer,
             chosen.transform,
             trained_on=load_progress(checkpoint).trained_on,
+            made_by=chosen.made_by,
         )
         if finetune.lora.rank:
             adapted = load_bundle(folder / BEFORE).model

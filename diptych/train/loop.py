@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from diptych.batch import ImageTextBatch
+from diptych.checkpoint import Bundle
 from diptych.comm import Comm
 from diptych.data.tokenizer import Tokenizer
 from diptych.errors import DataError, TrainingError
@@ -80,6 +81,7 @@ def train(
     comm: Comm | None = None,
     evaluators: Mapping[str, Evaluator] | None = None,
     live: Live | None = None,
+    start: Bundle | None = None,
 ) -> TrainResult:
     """Carry out a run, or go on with one that was stopped.
 
@@ -92,6 +94,8 @@ def train(
         comm: The processes that share the run; None is this one alone.
         evaluators: Called at each validation, by name.
         live: Where progress is shown.
+        start: The trained model that the run begins with, if it is open already; None opens the one
+            that the run names, if it names one.
 
     Raises:
         RequestError: The folder already holds a run, or another one.
@@ -100,7 +104,7 @@ def train(
         TrainingError: The loss is no number.
     """
     folder = Path(folder)
-    session = set_up(run, folder, resume, device, comm or Comm(), live or Live())
+    session = set_up(run, folder, resume, device, comm or Comm(), live or Live(), start)
     run, validation_loss, before = session.run, None, session.progress.step
     if session.done >= 1:
         session.live.say(f"already done: {before:,} steps. Give a greater length to go on.")
@@ -364,6 +368,7 @@ def _save(session: Session) -> None:
             session.optimizer,
             session.tokenizer,
             session.run,
+            session.made_by,
         )
     session.comm.wait()
 

@@ -74,6 +74,9 @@ class Session:
     """Of the model's weights, in a run with `ema`."""
 
     tokenizer: Tokenizer
+    made_by: str
+    """The library whose preparation and names the model had at first."""
+
     optimizer: torch.optim.Optimizer
     objective: Objective
     train: Pipeline
@@ -132,7 +135,15 @@ class Session:
         return share
 
 
-def set_up(run: Run, folder: Path, resume: bool, device: str, comm: Comm, live: Live) -> Session:
+def set_up(
+    run: Run,
+    folder: Path,
+    resume: bool,
+    device: str,
+    comm: Comm,
+    live: Live,
+    start: Bundle | None = None,
+) -> Session:
     """Open the source, learn or read the vocabulary, build the model, load the last checkpoint.
 
     Raises:
@@ -142,7 +153,7 @@ def set_up(run: Run, folder: Path, resume: bool, device: str, comm: Comm, live: 
         DataError: The source cannot be used.
         CheckpointError: The checkpoint to go on from is damaged.
     """
-    start = _start(run, folder, resume)
+    start = _start(run, folder, resume, start)
     source = open_source(run.data.source, run.data.options)
     val = _validation_source(run, comm)
     total_steps = _total_steps(run, source)
@@ -186,6 +197,7 @@ def set_up(run: Run, folder: Path, resume: bool, device: str, comm: Comm, live: 
         trackers=trackers,
         average=average,
         tokenizer=tokenizer,
+        made_by=start.made_by if start else "diptych",
         optimizer=optimizer,
         objective=_objective(run, comm, where),
         train=train,
@@ -199,8 +211,9 @@ def set_up(run: Run, folder: Path, resume: bool, device: str, comm: Comm, live: 
     )
 
 
-def _start(run: Run, folder: Path, resume: bool) -> Bundle | None:
-    """The trained model that the run begins with; None if it begins with random weights.
+def _start(run: Run, folder: Path, resume: bool, start: Bundle | None) -> Bundle | None:
+    """The trained model that the run begins with, opened if it is not; None if it begins with
+    random weights.
 
     Raises:
         RequestError: The run should begin with a model and does not say with which, or the model
@@ -213,7 +226,7 @@ def _start(run: Run, folder: Path, resume: bool) -> Bundle | None:
             f"{run.recipe} changes a trained model and none is given. "
             "Give one: --from MODEL, such as the folder of a run."
         )
-    start = open_start(run.finetune.model, folder, resume)
+    start = start or open_start(run.finetune.model, folder, resume)
     require_inherited(run, start)
     return start
 

@@ -32,13 +32,14 @@ OWN = {"frozen", "keep_patches"}
 """Settings of a tower that say how it learns: they are the run's, not the model's."""
 
 
-def open_start(spec: str, folder: Path, resume: bool) -> Bundle:
+def open_start(spec: str, folder: Path, resume: bool, *, offline: bool = False) -> Bundle:
     """The model to begin with; of a run that goes on, the copy in its folder.
 
     Args:
         spec: As --from names it.
         folder: Of the run.
         resume: Whether the run goes on.
+        offline: Never ask the hub; use what is cached.
 
     Raises:
         RequestError: There is nothing at `spec`.
@@ -49,7 +50,7 @@ def open_start(spec: str, folder: Path, resume: bool) -> Bundle:
         old = Run.read(settings).finetune
         if old is not None and old.model == spec:  # else `resumed` says what differs
             return replace(load_bundle(kept), fingerprint=old.fingerprint or "")
-    return open_model(spec)
+    return open_model(spec, offline=offline)
 
 
 def keep_start(start: Bundle, folder: Path) -> None:
@@ -139,7 +140,7 @@ def begin(run: Run, start: Bundle) -> DualEncoder:
     model = copy.deepcopy(start.model).requires_grad_(True)
     model.config = run.model
     for tower, config in ((model.image, run.model.image), (model.text, run.model.text)):
-        tower.config = config  # type: ignore[assignment]
+        tower.config = config
         tower.requires_grad_(not config.frozen)
     if finetune.lora.rank:
         torch.manual_seed(run.seed)

@@ -71,6 +71,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     tokenizer: Tokenizer,
     run: Run,
+    made_by: str,
 ) -> Path:
     """Write a checkpoint whole, let `last` and `best` point where they should, drop old ones.
 
@@ -82,6 +83,7 @@ def save_checkpoint(
         optimizer: Of `model`.
         tokenizer: Of the run.
         run: What it is; says how many checkpoints stay.
+        made_by: The library whose preparation and names the model had at first.
 
     Raises:
         StorageError: The disk refused; older checkpoints are untouched.
@@ -92,7 +94,11 @@ def save_checkpoint(
         if run.finetune and run.finetune.lora.rank:
             save_adapter(temporary / ADAPTER, kept, run.finetune.model)
             plain = merged(kept)
-        save_bundle(temporary, plain, tokenizer, transform, trained_on=progress.trained_on)
+        save_bundle(
+            *(temporary, plain, tokenizer, transform),
+            trained_on=progress.trained_on,
+            made_by=made_by,
+        )
         state = _optimizer_tensors(model, optimizer)
         if kept is not model:
             state |= adapter_tensors(model) or model.state_dict()
