@@ -13,6 +13,7 @@ Nothing here executes code from a file. `tensors.py` reads and writes the weight
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +25,20 @@ from diptych.data.cleaning import TextRules
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import ImageTransformConfig
 from diptych.errors import CheckpointError, ConfigError, RequestError
-from diptych.files import file_fingerprint, fingerprint
+from diptych.files import file_fingerprint, fingerprint, read_json
 from diptych.models.dual_encoder import DualEncoder, DualEncoderConfig
 from diptych.models.image_tower import ImageTowerConfig
 from diptych.models.resnet_tower import ResNetTowerConfig
+from diptych.models.timm_tower import TimmTowerConfig
 from diptych.nn.shapes import shapes_only
-from diptych.tensors import load_tensors, refuse_pickle, save_tensors, settled, weights_mark
+from diptych.tensors import (
+    load_tensors,
+    not_finite,
+    refuse_pickle,
+    save_tensors,
+    settled,
+    weights_mark,
+)
 
 FORMAT, OLDEST = 2, 1
 """Version of the folder's layout that is written, and the oldest that is read. 2: the weights have
@@ -42,6 +51,9 @@ MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 
 WEIGHTS = "model.safetensors"
 
+BLOCK = re.compile(r"(image|text)\.(blocks\.\d+|stages\.\d+\.\d+)\.")
+"""How the names of a layer's weights begin."""
+
 TOKENIZER_SAYS = ("context", "pad_token")
 """What the contract's table `text` repeats of tokenizer.json; the rest of it are `TextRules`."""
 
@@ -51,6 +63,13 @@ TABLES = {
     "model": "how the model is built",
 }
 """Tables of a contract (format 1 has no `model`), and what nobody knows without each."""
+
+SETTINGS = {
+    "image": tuple(ImageTransformConfig.model_fields),
+    "text": (*TOKENIZER_SAYS, *TextRules.model_fields),
+}
+"""What these tables state without exception from format 2 on: a default that Diptych may change one
+day must not change a model. In format 1 they stated less."""
 
 
 @dataclass(frozen=True)
@@ -151,9 +170,15 @@ def load_bundle(folder: Path) -> Bundle:
         rules = TextRules(**{key: text[key] for key in text if key not in TOKENIZER_SAYS})
     except ConfigError as error:
         raise CheckpointError(f"{folder} cannot be read: {error}") from error
-    written = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    try:
+        written = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(
+            f"{folder / 'tokenizer.json'} is not UTF-8 from byte {error.start} on. "
+            "Copy the whole folder again."
+        ) from error
     tokenizer = Tokenizer.from_json(written, rules)
-    _check_stated(folder, contract, config, tokenizer)
+    _check_stated(folder, contract, config, tokenizer, transform)
     path = folder / WEIGHTS
     model = _filled(config, load_tensors(path, float32=True), path)
     if contract["format"] > 1:
@@ -186,10 +211,13 @@ def read_contract(folder: Path) -> dict[str, Any]:
             "Use a folder that `diptych train` wrote."
         )
     try:
-        contract = json.loads(path.read_text(encoding="utf-8"))
+        contract = read_json(path)
         version, mark = contract["format"], contract.get("fingerprint")
         newer, older = version > FORMAT, version < OLDEST
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        right = _contract_mark(contract)
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged ({error}). Copy the folder again.") from error
+    except (KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({error!r}). Copy the folder again.") from error
     if newer:
         raise CheckpointError(
@@ -200,10 +228,10 @@ def read_contract(folder: Path) -> dict[str, Any]:
             f"{folder} has format {version}, and this Diptych reads from {OLDEST} on. Use the "
             "Diptych that wrote it, or train again."
         )
-    if _contract_mark(contract) != mark:
+    if right != mark:
         raise CheckpointError(
             f"{path} was changed after the model was saved: its fingerprint is "
-            f"{_contract_mark(contract)}, not {mark}. Restore it, or train again with the change."
+            f"{right}, not {mark}. Restore it, or train again with the change."
         )
     _require_parts(contract, path)
     return contract
@@ -213,13 +241,20 @@ def _require_parts(contract: Mapping[str, Any], path: Path) -> None:
     """Refuse a contract that does not say what loading a model needs.
 
     Raises:
-        CheckpointError: A table is not there, or another list of `files`.
+        CheckpointError: A table or (format 2) a setting in one is not there, or another list of
+            `files`.
     """
     remedy = "Use a folder that `diptych train` or `diptych convert` wrote."
     for name, unknown in TABLES.items():
         table = contract.get(name)
         if not isinstance(table, dict) and (name != "model" or contract["format"] > 1):
             raise CheckpointError(f"{path} has {name}={table!r}, so {unknown} is unknown. {remedy}")
+        settings = SETTINGS.get(name, ()) if contract["format"] > 1 else ()
+        for setting in settings:
+            if setting not in contract[name]:
+                raise CheckpointError(
+                    f"{path} has no {setting} in {name!r}, so {unknown} is unknown. {remedy}"
+                )
     files = contract.get("files")
     wanted = set(MODEL_FILES) - ({WEIGHTS} if contract["format"] > 1 else set())
     if not isinstance(files, dict) or set(files) != wanted:
@@ -236,22 +271,38 @@ def find_model(path: Path) -> Path:
 
     Raises:
         RequestError: There is nothing at `path`.
-        CheckpointError: There is no model in it.
+        CheckpointError: There is no model in it, or the run has not chosen one yet.
     """
     if not path.exists():
         raise RequestError(f"there is no model in {path}: nothing is there. Check the path.")
     if (path / "contract.json").is_file() or (path / WEIGHTS).is_file():
         return path
     refuse_pickle(path)
+    last = path / "checkpoints" / "last"
+    if (path / "before").is_dir() and not _judged(path, last):
+        other = last if last.is_dir() else path / "before"
+        raise CheckpointError(
+            f"{path} is a fine-tuning run that has not been judged yet, so it has chosen no model. "
+            f"Run the same command with --resume, or name {other}."
+        )
     if (path / "model" / "contract.json").is_file():
         return path / "model"
-    last = path / "checkpoints" / "last"
     if last.is_dir():
         return last.resolve()
     raise CheckpointError(
         f"there is no model in {path}: neither contract.json nor checkpoints/last. "
         "Give the folder of a run or of one of its checkpoints."
     )
+
+
+def _judged(folder: Path, last: Path) -> bool:
+    """Whether a fine-tuning run has chosen its model, and after its last checkpoint."""
+    try:
+        after = read_json(folder / "finetune.json").get("checkpoint")
+    except ValueError:
+        return False
+    whole = (folder / "model" / "contract.json").is_file()
+    return whole and (not last.is_dir() or after == last.resolve().name)
 
 
 def fill(
@@ -289,14 +340,37 @@ def _filled(config: DualEncoderConfig, tensors: Mapping[str, Tensor], path: Path
     """A model whose weights are these tensors; what the config calls frozen is frozen.
 
     Raises:
-        CheckpointError: They do not fit.
+        CheckpointError: They do not fit, or hold infinity or what is no number.
     """
+    _check_depth(config, tensors, path)
     with shapes_only():
         model = DualEncoder(config)
+    spoiled = not_finite(tensors)
+    if spoiled is not None:
+        raise CheckpointError(
+            f"{path} holds NaN or infinity in the weights that become {spoiled}, so every vector "
+            "would be without meaning. Copy the file again, or use an earlier checkpoint."
+        )
     fill(model, {name: settled(tensor) for name, tensor in tensors.items()}, path, assign=True)
     for tower in (model.image, model.text):
         tower.requires_grad_(not tower.config.frozen)
     return model
+
+
+def _check_depth(config: DualEncoderConfig, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse more layers than there are weights for, before any is built.
+
+    Raises:
+        CheckpointError: Names the tower, and what both say.
+    """
+    blocks = {match[0] for match in map(BLOCK.match, tensors) if match}
+    for name, tower in (("image", config.image), ("text", config.text)):
+        if isinstance(tower, TimmTowerConfig):
+            continue  # timm knows how many
+        layers = tower.layers if isinstance(tower.layers, int) else sum(tower.layers)
+        found = sum(block.startswith(name) for block in blocks)
+        if layers > found:
+            raise _misfit(path, f"it has {found:,} {name} layers, and config.json says {layers:,}")
 
 
 def _misfit(path: Path, what: str) -> CheckpointError:
@@ -370,7 +444,11 @@ def _check_files(folder: Path, contract: Mapping[str, Any]) -> None:
 
 
 def _check_stated(
-    folder: Path, contract: Mapping[str, Any], config: DualEncoderConfig, tokenizer: Tokenizer
+    folder: Path,
+    contract: Mapping[str, Any],
+    config: DualEncoderConfig,
+    tokenizer: Tokenizer,
+    transform: ImageTransformConfig,
 ) -> None:
     """Refuse a contract that says of the model what its own files do not say.
 
@@ -378,8 +456,10 @@ def _check_stated(
         CheckpointError: Names the setting, and what both say.
     """
     text = {"context": tokenizer.context, "pad_token": tokenizer.pad_token}
+    pixels = {"image_size": config.image.image_size}
     both: list[tuple[str, Mapping[str, Any], Mapping[str, Any]]] = [
-        ("tokenizer.json", text, contract["text"])
+        ("tokenizer.json", text, contract["text"]),
+        ("config.json", pixels, {"image_size": transform.image_size}),
     ]
     if contract["format"] > 1:
         both.append(("config.json", _stated(config), contract["model"]))

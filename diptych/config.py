@@ -49,7 +49,7 @@ class Config(BaseModel):
             values = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
         except FileNotFoundError:
             raise ConfigError(f"there is no config file {path}. Check the path.") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{path} cannot be read: {error}. Mend the file.") from None
         if not isinstance(values, dict):
             raise ConfigError(

@@ -1,6 +1,10 @@
-"""Writing so that nothing is ever half there: a file or a folder appears whole or not at all."""
+"""Writing so that nothing is ever half there: a file or a folder appears whole or not at all.
+
+And what reading shares: fingerprints, and JSON files of anyone's.
+"""
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -8,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from diptych.errors import StorageError
 
@@ -68,6 +73,28 @@ def write_text(path: Path, text: str) -> None:
     """Write a whole text file, or nothing."""
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The table that a JSON file of anyone's holds.
+
+    Raises:
+        ValueError: Why there is none, in one line: the file cannot be read, is not UTF-8, is no
+            JSON, is nested too deeply, or holds something else than a table.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(error.strerror or str(error)) from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not UTF-8 from byte {error.start} on") from error
+    except RecursionError as error:
+        raise ValueError("its tables are nested too deeply") from error
+    except ValueError as error:
+        raise ValueError(f"it is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds a {type(content).__name__}, not a table")
+    return content
 
 
 def point(link: Path, target: str) -> None:

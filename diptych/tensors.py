@@ -150,6 +150,20 @@ def weights_mark(tensors: Mapping[str, Tensor]) -> str:
     return fingerprint(*parts)
 
 
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of a tensor that holds infinity or no number, if there is one.
+
+    A sum shows it at the speed of the memory; one that is too large is looked at again.
+    """
+
+    def spoiled(name: str) -> bool:
+        tensor = tensors[name]
+        return not tensor.sum().isfinite() and not bool(tensor.isfinite().all())
+
+    found = in_threads(spoiled, {name: tensor.nbytes for name, tensor in tensors.items()})
+    return next((name for name, bad in found.items() if bad), None)
+
+
 def refuse_pickle(path: Path) -> None:
     """Refuse pickled weights, recognised by how the file begins; nothing in it is run.
 

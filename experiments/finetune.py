@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 import diptych
 from diptych.data.opening import open_source
@@ -38,10 +40,13 @@ DIPTYCH = str(Path(sys.executable).with_name("diptych"))
 
 UNTONED = "skin_tone = ''"
 FLICKR = f"{DATA}/photos/flickr8k.parquet"
-NEW = (
-    *("--data", f"{DATA}/emoji/{{noto,twemoji}}.parquet", "--where", UNTONED),
+EMOJI = f"{DATA}/emoji/{{noto,twemoji}}.parquet"
+NEW_PAIRS = ("--data", EMOJI, "--where", UNTONED, "--text-column", "name")
+MIXED = RUNS / "mixed-pairs"
+MIXED_PAIRS = ("--data", f"{MIXED}/emoji.parquet@1", "--data", f"{MIXED}/photos.parquet@1")
+JUDGED = (
     *("--val", f"{DATA}/emoji/openmoji.parquet", "--val-where", UNTONED),
-    *("--text-column", "name", "--set", "data.val_pairs=3000"),
+    *("--set", "data.val_pairs=3000"),
     *("--set", "validate_every=1000000"),  # judged at the end alone
 )
 KEPT = (
@@ -60,6 +65,9 @@ class Way:
     options: tuple[str, ...]
     rows: tuple[tuple[str, str], ...]
     """Rows of the table: what it is, and which model of the run's folder."""
+
+    pairs: tuple[str, ...] = NEW_PAIRS
+    """What it trains on."""
 
 
 PLAIN = ("--set", "finetune.keep_statistics=false")
@@ -98,7 +106,36 @@ WAYS = (
             ("**the default**: the same, with WiSE-FT", "model"),
         ),
     ),
+    Way(
+        "mixed",
+        "finetune",
+        ("--steps", "302", "--set", "finetune.keep_statistics=false"),
+        (
+            ("the default's rate, as many old pairs mixed in", LAST),
+            ("the same, with WiSE-FT", "model"),
+        ),
+        MIXED_PAIRS,
+    ),
 )
+
+
+def write_mixed_pairs() -> None:
+    """The new pairs and the old ones as files of the same columns, so that one run takes both."""
+    emoji = open_source(EMOJI, SourceOptions(where=UNTONED, text_column="name"))
+    photos = open_source(FLICKR, SourceOptions(where="split = 'train'"))
+    MIXED.mkdir(parents=True, exist_ok=True)
+    for name, source in (("emoji", emoji), ("photos", photos)):
+        samples = [source.sample(index) for index in range(source.size or 0)]
+        columns = {
+            "image": [sample.picture for sample in samples],
+            "caption": [list(sample.captions) for sample in samples],
+        }
+        pq.write_table(pa.table(columns), MIXED / f"{name}.parquet")
+
+
+def command(way: Way) -> tuple[str, ...]:
+    """What trains it."""
+    return ("train", way.recipe, "--from", str(OLD), *way.pairs, *JUDGED, *KEPT, *way.options)
 
 
 def carry_out(way: Way) -> None:
@@ -106,8 +143,9 @@ def carry_out(way: Way) -> None:
     folder = RUNS / way.name
     if (folder / "finetune.json").exists():
         return
-    command = ("train", way.recipe, "--from", str(OLD), *NEW, *KEPT, *way.options)
-    arguments = [*command, "--out", str(folder), "--resume"]
+    if way.pairs == MIXED_PAIRS:
+        write_mixed_pairs()
+    arguments = [*command(way), "--out", str(folder), "--resume"]
     print(f"$ diptych {shlex.join(arguments)}", flush=True)
     subprocess.run([DIPTYCH, *arguments], check=True)
 
@@ -215,8 +253,7 @@ def report(ways: list[Way]) -> str:
                 lines.append(row(name, alpha, before, values))
     lines += ["", "## Commands", "", "```"]
     for way in ways:
-        command = ("train", way.recipe, "--from", str(OLD), *NEW, *KEPT, *way.options)
-        lines.append(f"$ diptych {shlex.join(command)} --out {RUNS / way.name}")
+        lines.append(f"$ diptych {shlex.join(command(way))} --out {RUNS / way.name}")
     return "\n".join(line.rstrip() for line in [*lines, "```"]) + "\n"
 
 

@@ -1,9 +1,13 @@
-"""Hard texts for tokenizers, the same for the same seed, and a comparison of two tokenizers."""
+"""Hard texts for tokenizers, the same for the same seed, a comparison of two tokenizers, and a
+vocabulary for them."""
 
+import json
 import random
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import tokenizers
+from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 SENTENCES = [
     "A man rides a bicycle in the rain, doesn't he? They've seen it; I'm sure we'll go.",
@@ -107,6 +111,24 @@ def compare(
     """The texts on which two functions from texts to ids differ."""
     pairs = zip(np.asarray(ours(list(texts))), np.asarray(theirs(list(texts))), strict=True)
     return [text for text, (a, b) in zip(texts, pairs, strict=True) if not np.array_equal(a, b)]
+
+
+def gemma_pairs(size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Vocabulary and merges of Gemma's kind, learned from hard texts: at most `size` tokens."""
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    learned = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    learned.normalizer = normalizers.Replace(" ", "▁")
+    learned.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=[*special, *(f"<0x{byte:02X}>" for byte in range(256))],
+        limit_alphabet=1200,
+        show_progress=False,
+    )
+    texts = [text for text in hard_strings(800, seed=3) if len(text) < 400]
+    learned.train_from_iterator([*texts, *SENTENCES * 10], trainer)
+    model = json.loads(learned.to_str())["model"]
+    return model["vocab"], [(first, second) for first, second in model["merges"]]
 
 
 def _sign(chance: random.Random, first: int) -> str:

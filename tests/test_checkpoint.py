@@ -26,7 +26,7 @@ from diptych.errors import CheckpointError, RequestError
 from diptych.files import file_fingerprint, fingerprint
 from diptych.models.dual_encoder import DualEncoder
 from diptych.recipes import RECIPES
-from diptych.tensors import load_tensors, weights_mark
+from diptych.tensors import load_tensors, not_finite, weights_mark
 
 TINY = [name for name in RECIPES if name.endswith("-tiny")]
 TEXTS = ["a red circle", "two dogs on the beach", ""]
@@ -294,10 +294,25 @@ def test_an_edit_that_leaves_the_values_is_no_change(folder):
     load_bundle(folder)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", "{}", '{"format": "one"}', "\udcff"])
+DEEP = "[" * 100_000
+"""More tables in tables than Python reads."""
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "3", "null", "{}", '{"format": "one"}', "\udcff", DEEP]
+)
 def test_a_damaged_contract_is_named(folder, text):
     (folder / "contract.json").write_bytes(text.encode(errors="surrogateescape"))
     assert refusal(folder).startswith(f"{folder / 'contract.json'} is damaged (")
+
+
+@pytest.mark.parametrize("depth", [300, 600, 900, 990, 999])
+def test_a_contract_with_many_tables_in_tables_ends_in_a_named_error(folder, depth):
+    deep = '{"a":' * depth + "1" + "}" * depth
+    text = (folder / "contract.json").read_text().replace("{", '{"deep": ' + deep + ",", 1)
+    (folder / "contract.json").write_text(text)
+    said = refusal(folder)
+    assert f"{folder / 'contract.json'} is damaged (" in said or "was changed after" in said
 
 
 def test_weights_without_a_contract_are_refused(folder):
@@ -390,6 +405,7 @@ def test_one_flipped_bit_in_format_1_is_named(folder, name):
         ("text", "cleaning", ["polish"], "setting 'cleaning.0' is 'polish'"),
         ("text", "soap", 1, "there is no setting 'soap'."),
         ("image", "interpolation", "nearest", "setting 'interpolation' is 'nearest'"),
+        ("image", "image_size", 65, "says image_size is 65, and config.json says 32."),
     ],
 )
 def test_a_forged_contract_that_contradicts_the_files_is_refused(folder, table, name, value, words):
@@ -432,6 +448,28 @@ def test_a_sealed_contract_that_lacks_a_part_is_refused(folder, change, words):
     assert said.startswith(f"{folder / 'contract.json'} has ")
     assert words in said
     assert said.endswith("Use a folder that `diptych train` or `diptych convert` wrote.")
+
+
+@pytest.mark.parametrize(
+    ("table", "name"),
+    [
+        *(("image", name) for name in ImageTransformConfig.model_fields),
+        *(("text", name) for name in ("context", "pad_token", *TextRules.model_fields)),
+    ],
+)
+def test_a_contract_without_a_setting_is_refused(folder, table, name):
+    seal(folder, lambda contract: contract[table].pop(name))
+    what = "pictures" if table == "image" else "texts"
+    assert refusal(folder) == (
+        f"{folder / 'contract.json'} has no {name} in {table!r}, so how to prepare {what} is "
+        "unknown. Use a folder that `diptych train` or `diptych convert` wrote."
+    )
+
+
+def test_a_contract_of_format_1_may_state_fewer_settings(folder):
+    to_format_1(folder)
+    seal(folder, lambda contract: contract["image"].pop("crop"))
+    assert load_bundle(folder).transform.crop == "round"
 
 
 def test_truncated_weights_under_a_forged_contract_are_no_safetensors(folder):
@@ -536,6 +574,49 @@ def test_a_weight_of_another_kind_is_named(folder):
     assert f"{name} has kind torch.int64, and the model wants torch.float32." in refusal(folder)
 
 
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("name", ["log_scale", "text.blocks.1.mlp.up.weight"])
+def test_weights_that_are_no_numbers_are_refused(folder, name, value):
+    def spoil(tensors):
+        tensors[name].view(-1)[-1] = float(value)
+
+    change_weights(folder, spoil)
+    assert refusal(folder) == (
+        f"{folder / 'model.safetensors'} holds NaN or infinity in the weights that become {name}, "
+        "so every vector would be without meaning. Copy the file again, or use an earlier "
+        "checkpoint."
+    )
+
+
+def test_large_weights_whose_sum_is_infinite_are_numbers():
+    large = torch.full((4,), 3e38)
+    assert not_finite({"a": large, "count": torch.tensor(3), "none": torch.zeros(0)}) is None
+    assert not_finite({"a": large, "b": torch.tensor([1.0, float("nan")])}) == "b"
+    assert not_finite({"b": torch.tensor([float("inf"), -float("inf")]), "a": large}) == "b"
+
+
+@pytest.mark.parametrize("recipe", ["clip-tiny", "clip-resnet-small"])
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_more_layers_than_the_file_has_are_refused_before_they_are_built(tmp_path, recipe, tower):
+    save_bundle(tmp_path, *make(recipe))
+    config = json.loads((tmp_path / "config.json").read_text())
+    layers = config[tower]["layers"]
+    many = 1000 if isinstance(layers, int) else [1000, *layers[1:]]
+    found = layers if isinstance(layers, int) else sum(layers)
+    config[tower]["layers"] = many
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    seal(tmp_path)
+    stated = many if isinstance(many, int) else sum(many)
+    assert refusal(tmp_path) == (
+        f"{tmp_path / 'model.safetensors'} does not fit config.json: it has {found} {tower} "
+        f"layers, and config.json says {stated:,}. Copy the whole folder again."
+    )
+    config[tower]["layers"] = 10**6 if isinstance(layers, int) else [10**6, *layers[1:]]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    seal(tmp_path)
+    assert "is 1000000: Input should be less than or equal to 1000" in refusal(tmp_path)
+
+
 def test_a_missing_weight_is_named_with_its_shape(folder):
     change_weights(folder, lambda tensors: tensors.pop("text.final_norm.bias"))
     assert "text.final_norm.bias [64] is missing. Copy" in refusal(folder)
@@ -576,6 +657,19 @@ def test_a_tokenizer_that_cannot_be_read_is_a_checkpoint_error(folder):
     (folder / "tokenizer.json").write_text("{}")
     seal(folder)
     assert "tokenizer.json cannot be read" in refusal(folder)
+
+
+def test_files_that_are_no_text_or_nested_too_deeply_are_named(folder):
+    whole = (folder / "tokenizer.json").read_bytes()
+    (folder / "tokenizer.json").write_bytes(whole[:9] + b"\xff" + whole[9:])
+    seal(folder)
+    assert refusal(folder) == (
+        f"{folder / 'tokenizer.json'} is not UTF-8 from byte 9 on. Copy the whole folder again."
+    )
+    (folder / "config.json").write_text(DEEP)
+    seal(folder)
+    said = refusal(folder)
+    assert f"{folder / 'config.json'} cannot be read: maximum recursion depth" in said
 
 
 def test_a_model_is_found_in_its_folder_and_in_its_run(saved, tmp_path):
@@ -634,15 +728,18 @@ UNCOMPILED = """
 import sys
 from pathlib import Path
 from diptych.checkpoint import load_bundle
-load_bundle(Path(sys.argv[1]))
+for folder in sys.argv[1:]:
+    load_bundle(Path(folder))
 print([name for name in ("torch._dynamo", "sympy") if name in sys.modules])
 """
 
 
-@pytest.mark.parametrize("recipe", ["clip-tiny", "siglip-tiny"])
-def test_loading_does_not_import_torchs_compiler(tmp_path, recipe):
-    save_bundle(tmp_path, *make(recipe))
-    command = [sys.executable, "-c", UNCOMPILED, str(tmp_path)]
+def test_loading_does_not_import_torchs_compiler(tmp_path):
+    folders = [tmp_path / recipe for recipe in ("clip-tiny", "siglip-tiny")]
+    for folder in folders:
+        folder.mkdir()
+        save_bundle(folder, *make(folder.name))
+    command = [sys.executable, "-c", UNCOMPILED, *map(str, folders)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -22,6 +22,7 @@ COMMANDS = (
     "index",
     "search",
     "classify",
+    "convert",
     "recipes",
     "doctor",
 )
@@ -171,6 +172,20 @@ def test_each_evaluation_has_a_file_of_its_own_that_outlives_the_checkpoint(caps
     assert not list(models.rglob("retrieval*"))
     for file in files:
         assert json.loads(file.read_text())["metrics"] in [one["metrics"] for one in answers]
+
+
+def test_a_fine_tuned_model_keeps_its_results_in_the_run(capsys, tmp_path, made):
+    """`model/` is written anew when the run goes on."""
+    run_folder = tmp_path / "run"
+    (run_folder / "checkpoints").mkdir(parents=True)
+    shutil.copytree((made / "run/checkpoints/last").resolve(), run_folder / "model")
+    shutil.copy(made / "run/run.json", run_folder)
+    answer = answer_of(
+        capsys, "evaluate", run_folder, "--data", made / "pictures", "--resamples", 100
+    )
+    (written,) = (run_folder / "results").iterdir()
+    assert json.loads(written.read_text()) == answer
+    assert not (run_folder / "model/results").exists()
 
 
 def test_a_model_outside_a_run_keeps_its_results_beside_it(capsys, tmp_path, made):

@@ -257,3 +257,83 @@ def test_one_end_token_stays_where_texts_are_padded_with_it():
     full = np.array([[1, 5, 6, 7, 8, 2]])
     np.testing.assert_array_equal(trim(full, 2, 2), full)
     np.testing.assert_array_equal(trim(np.full((2, 3), 2), 2, 2), np.full((2, 1), 2))
+
+
+def edited(tokenizer, **changes):
+    """Its tokenizer.json with other parts."""
+    return json.dumps(json.loads(tokenizer.to_json()) | changes)
+
+
+@pytest.mark.parametrize("context", [65_537, 10**12])
+def test_a_context_without_end_is_refused_before_it_is_padded(tokenizer, context):
+    values = json.loads(tokenizer.to_json())
+    values["truncation"]["max_length"] = context
+    values["padding"]["strategy"] = {"Fixed": context}
+    with pytest.raises(CheckpointError, match=f"texts of {context:,} tokens, and at most 65,536 a"):
+        Tokenizer.from_json(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    ("padding", "words"),
+    [
+        ({"strategy": {"Fixed": 10**12}}, f"to {CONTEXT} tokens and pads them to {10**12} (m"),
+        ({"strategy": "BatchLongest"}, "and pads them to None (multiples of None). Save it"),
+        ({"pad_to_multiple_of": 10**12}, f"multiples of {10**12}). Save it with padding to 16."),
+    ],
+)
+def test_padding_to_another_length_than_the_context_is_refused(tokenizer, padding, words):
+    values = json.loads(tokenizer.to_json())
+    values["padding"] |= padding
+    with pytest.raises(CheckpointError) as caught:
+        Tokenizer.from_json(json.dumps(values))
+    assert words in str(caught.value)
+
+
+def test_a_text_whose_pattern_takes_without_end_is_a_named_error(tokenizer, capfd):
+    split = {"type": "Split", "behavior": "Isolated", "invert": False}
+    pattern = {"Regex": "(x+x+)+y"}
+    slow = Tokenizer.from_json(edited(tokenizer, pre_tokenizer=split | {"pattern": pattern}))
+    assert slow.encode(["dog"])[1] == 0
+    with pytest.raises(CheckpointError) as caught:
+        slow.encode(["dog", "x" * 40])
+    capfd.readouterr()  # the library says it too
+    assert str(caught.value) == (
+        f"the model's tokenizer.json cannot encode {'x' * 40!r}: Onig: Regex search error: "
+        "retry-limit-in-match over. Use another text, or a tokenizer.json with simpler patterns."
+    )
+
+
+def replace(pattern, content):
+    return {"type": "Replace", "pattern": pattern, "content": content}
+
+
+def sequence(*rules):
+    return {"type": "Sequence", "normalizers": list(rules)}
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        sequence(*[replace({"String": "a"}, "aa")] * 34),
+        sequence(*[sequence(replace({"String": "ab"}, "abab"))] * 13),
+        sequence(*[replace({"Regex": "(?=a)"}, "a")] * 34),
+        sequence(*[replace({"String": ""}, "a")] * 34),
+        sequence(*[{"type": "ByteLevel"}] * 34),
+        replace({"String": "a"}, "a" * 4097),
+    ],
+)
+def test_a_normalizer_that_makes_texts_without_end_is_refused(tokenizer, rules):
+    with pytest.raises(CheckpointError) as caught:
+        Tokenizer.from_json(edited(tokenizer, normalizer=rules))
+    assert "normalizer of tokenizer.json may make texts " in str(caught.value)
+    assert " times as long, and at most 4,096 times is read. Use a" in str(caught.value)
+
+
+def test_a_normalizer_of_known_kinds_is_read(tokenizer):
+    """Rules of ALBERT, SigLIP and Gemma, and more that keep the length."""
+    rules = sequence(
+        *[replace({"String": "``"}, '"'), replace({"Regex": " {2,}"}, "\u2581")],
+        *[replace({"String": " "}, "\u2581"), {"type": "NFKD"}, {"type": "Lowercase"}],
+        *[replace({"String": "a"}, "b"), replace({"Regex": "[!-/]"}, "")] * 20,
+    )
+    assert used(Tokenizer.from_json(edited(tokenizer, normalizer=rules)), "dog")

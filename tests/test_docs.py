@@ -8,6 +8,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from diptych import cli
+from diptych.pretrained.hub import ALIASES
 from diptych.recipes import RECIPES
 
 ROOT = Path(__file__).parent.parent
@@ -92,8 +93,11 @@ def test_every_option_of_the_readme_exists(capsys):
         assert option in helps, f"README names {option}, which no command has"
 
 
-def test_every_recipe_of_the_readme_exists():
-    assert set(re.findall(r"\b(?:clip|siglip)-[a-z0-9-]+\b", README)) <= set(RECIPES)
+def test_every_recipe_and_short_name_of_the_readme_exists():
+    names = set(re.findall(r"`((?:clip|siglip2?|laion|metaclip)-[a-z0-9-]+)`", README))
+    assert len(names) > 10
+    assert names <= {*RECIPES, *ALIASES}
+    assert set(ALIASES) - {"default"} <= names
 
 
 def test_every_file_of_the_tree_exists():

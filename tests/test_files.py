@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from diptych.files import (
     file_fingerprint,
     fingerprint,
     point,
+    read_json,
     sweep,
     whole_file,
     whole_folder,
@@ -321,3 +323,37 @@ def test_a_fingerprint_tells_parts_apart():
 def test_a_file_fingerprint_is_its_sha256(tmp_path):
     (tmp_path / "x").write_bytes(b"abc")
     assert file_fingerprint(tmp_path / "x") == hashlib.sha256(b"abc").hexdigest()[:16]
+
+
+def test_a_table_is_read_from_json(tmp_path):
+    (tmp_path / "x.json").write_text('{"a": [1, "\u00e9"]}', encoding="utf-8")
+    assert read_json(tmp_path / "x.json") == {"a": [1, "\u00e9"]}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "it is no JSON: Expecting value: line 1 column 1 (char 0)"),
+        (b"{", "it is no JSON: Expecting property name"),
+        (b"[1]", "it holds a list, not a table"),
+        (b"3", "it holds a int, not a table"),
+        (b"null", "it holds a NoneType, not a table"),
+        (b'{"a": "\xff"}', "it is not UTF-8 from byte 7 on"),
+        (b"\xef\xbb\xbf{}", "it is no JSON: Unexpected UTF-8 BOM"),
+        (b'{"a":' * 100_000, "its tables are nested too deeply"),
+        (b"[" * 100_000, "its tables are nested too deeply"),
+        (b'{"a": ' + b"1" * 5000 + b"}", "it is no JSON: Exceeds the limit"),
+    ],
+)
+def test_what_is_no_table_of_json_is_refused_in_one_line(tmp_path, content, words):
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(ValueError, match=f"^{re.escape(words)}") as caught:
+        read_json(tmp_path / "x.json")
+    assert "\n" not in str(caught.value)
+
+
+def test_json_that_is_not_there_is_a_value_error_too(tmp_path):
+    with pytest.raises(ValueError, match="No such file or directory"):
+        read_json(tmp_path / "x.json")
+    with pytest.raises(ValueError, match="Is a directory"):
+        read_json(tmp_path)

@@ -16,6 +16,7 @@ from diptych.pretrained.architectures import (
     read_named,
     refuse_bare,
 )
+from diptych.pretrained.big_vision import read_big_vision
 from diptych.pretrained.clip_vocabulary import clip_tokenizer
 from diptych.pretrained.open_clip_config import PREPROCESS, read_model, read_transform
 from diptych.pretrained.open_clip_names import places
@@ -36,11 +37,17 @@ WORDS = Tokenizer.learn(["a word"], vocabulary=300, context=64)
 """Stands for the vocabularies of SigLIP."""
 
 
+@pytest.fixture(scope="module")
+def clip_words():
+    """CLIP's vocabulary."""
+    return clip_tokenizer("open_clip")
+
+
 @pytest.fixture
-def small(monkeypatch, tmp_path):
+def small(monkeypatch, tmp_path, clip_words):
     """A named architecture in a size for tests, and weights of it."""
     monkeypatch.setitem(ARCHITECTURES, "ViT-small", SMALL)
-    config = read_model(SMALL.model, clip_tokenizer("open_clip"))
+    config = read_model(SMALL.model, clip_words)
     tensors = {name: torch.randn(p.shape) for p in places(config) for name in p.theirs}
     path = tmp_path / "weights.safetensors"
     save_file(tensors, path)
@@ -60,9 +67,9 @@ def test_the_names_are_those_users_ask_for():
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_every_architecture_states_a_whole_contract(name):
+def test_every_architecture_states_a_whole_contract(name, clip_words):
     known = ARCHITECTURES[name]
-    tokenizer = clip_tokenizer("open_clip") if known.clip_words else WORDS
+    tokenizer = clip_words if known.clip_words else WORDS
     config = read_model(known.model, tokenizer)
     transform, notes = read_transform(known.preprocess, config.image.image_size)
     assert notes == ()
@@ -139,6 +146,15 @@ def test_bare_weights_are_refused_with_all_names(tmp_path):
     said = str(refuse_bare(tmp_path / "weights.pt"))
     assert "weights.pt holds bare weights: how to feed the model" in said
     assert all(name in said for name in ARCHITECTURES)
+    assert "weights.pt NEW --to diptych --architecture ViT-B-32. Known: " in said
+    assert "tokenizer) is unknown. Make a model of them, with the name of the archite" in said
+
+
+def test_a_vocabulary_that_is_not_there_is_refused_with_its_path(tmp_path):
+    path = tmp_path / "nowhere"
+    for read in (read_named, read_big_vision):
+        with pytest.raises(RequestError, match=f"there is no tokenizer at {path}. Check the path."):
+            read(tmp_path / "weights.pt", "ViT-B-16-SigLIP", tokenizer=path)
 
 
 def test_a_siglip_wants_its_vocabulary(tmp_path):

@@ -4,7 +4,6 @@ import io
 
 import numpy as np
 import pytest
-import sentencepiece
 import test_pretrained_big_vision as core  # type: ignore[import-not-found]  # a test beside it
 import torch
 
@@ -74,6 +73,8 @@ def test_the_vectors_are_those_of_open_clip(tmp_path, vocabulary, layout):
 
 def test_ids_are_those_of_sentencepiece(saved, tmp_path):
     """c4_en's way: padding 0 is not used, the end token 1 fills up and is kept."""
+    import sentencepiece
+
     written = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([text.lower() for text in core.TEXTS if text] * 20),

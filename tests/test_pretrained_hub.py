@@ -12,8 +12,8 @@ from contextlib import contextmanager
 import pytest
 from hub_server import COMMIT, serving
 
-from diptych.errors import CheckpointError
-from diptych.pretrained.hub import ALIASES, Repository, repository_of, wanted_files
+from diptych.errors import CheckpointError, RequestError
+from diptych.pretrained.hub import ALIASES, Repository, fetch, repository_of, wanted_files
 
 ASK = """
 import json, sys
@@ -118,6 +118,11 @@ def test_what_is_neither_cached_nor_reachable_is_refused_with_what_to_do(ask):
     said = ask("hf:org/clip", "offline")
     assert said["kind"] == "CheckpointError"
     assert "hf:org/clip is not in the cache, and --offline was asked for" in said["error"]
+    said = ask("hf:org/clip", TRANSFORMERS_OFFLINE="1")
+    assert (
+        "hf:org/clip is not in the cache, and the variable TRANSFORMERS_OFFLINE is set, so the hub "
+        "was not asked. Unset it." in said["error"]
+    )
     with nowhere() as address:
         said = ask("hf:org/clip", endpoint=address)
     assert said["kind"] == "CheckpointError"
@@ -156,9 +161,21 @@ def test_a_spec_is_a_repository_a_short_name_or_a_path():
 def test_our_own_layout_goes_before_the_others():
     files = ["contract.json", "config.json", "model.safetensors", "tokenizer.json", *OPEN_CLIP]
     assert wanted_files(files) == [
-        *("config.json", "contract.json", "model.safetensors"),
-        *("open_clip_config.json", "tokenizer.json"),
+        *("config.json", "contract.json", "model.safetensors", "tokenizer.json"),
     ]
+
+
+def test_a_stray_config_of_open_clip_is_not_fetched():
+    files = ["config.json", "model.safetensors", "open_clip_config.json", "tokenizer.json"]
+    assert wanted_files(files) == ["config.json", "model.safetensors", "tokenizer.json"]
+    del files[0]
+    assert wanted_files(files) == files
+
+
+@pytest.mark.parametrize("spec", ["hf:a/b/c", "hf:../../../etc", "hf:org/a//b", "hf:" + "x" * 500])
+def test_a_name_that_is_none_is_refused_offline_too(spec):
+    with pytest.raises(RequestError, match=r"is no name of a repository. Write hf:org/name"):
+        fetch(repository_of(spec), offline=True)
 
 
 def test_a_config_without_weights_is_no_model():

@@ -80,7 +80,11 @@ def test_a_model_read_again_is_the_same_to_the_bit(settings, tmp_path):
 @pytest.mark.parametrize(
     ("place", "fields", "words"),
     [
-        ("", {"model_cfg": None}, r"is no configuration of open_clip \(KeyError\('model_cfg'\)\)"),
+        ("", {"model_cfg": None}, "is no configuration of open_clip: it has no 'model_cfg'. Copy"),
+        ("", {"model_cfg": [1]}, r"model_cfg is \[1\], and a table belongs there"),
+        ("model_cfg", {"text_cfg": "x"}, "model_cfg.text_cfg is 'x', and a table belongs there"),
+        ("model_cfg", {"embed_dim": -1}, "describes no model .*setting 'embed' is -1"),
+        ("model_cfg", {"quick_gelu": "no"}, "model_cfg.quick_gelu is 'no', and true or false"),
         ("model_cfg", {"multimodal_cfg": {}}, r"multimodal_cfg is \{\}, which .*captioners"),
         ("model_cfg", {"rope": 3}, "open_clip's rope is 3, .*open_clip 3.3.0 has no such field"),
         ("vision", {"attentional_pool": True}, "vision_cfg.attentional_pool is True, which"),
@@ -98,7 +102,11 @@ def test_a_model_read_again_is_the_same_to_the_bit(settings, tmp_path):
         ("vision", {"act_kwargs": {"inplace": 1}}, r"vision_cfg.act_kwargs is \{'inplace': 1\}"),
         ("vision", {"norm_kwargs": {"bias": False}}, 'norm_kwargs is .*only "eps" is read'),
         ("vision", {"heads": 3}, "vision_cfg.heads is 3, .*no such field"),
-        ("vision", {"width": "wide"}, "a configuration that describes no model"),
+        ("vision", {"width": "wide"}, "model_cfg.vision_cfg.width is 'wide', and a whole number"),
+        ("vision", {"mlp_ratio": "5"}, "model_cfg.vision_cfg.mlp_ratio is '5', and a number"),
+        ("vision", {"layers": [1, "2"]}, r"vision_cfg.layers is \[1, '2'\], and a whole number"),
+        ("text", {"context_length": True}, "text_cfg.context_length is True, and a whole number"),
+        ("text", {"vocab_size": 3}, r"text_cfg.vocab_size is 3, and the tokenizer has \d+ tokens"),
         ("vision", {"layers": -1}, "a configuration that describes no model .*'layers' is -1"),
         ("vision", {"timm_model_name": "resnet18", "timm_pool": "rot_attn"}, "timm_pool is 'rot_a"),
         ("text", {"hf_model_name": "roberta-base"}, "text_cfg.hf_model_name is 'roberta-base'"),
@@ -121,6 +129,31 @@ def test_what_our_towers_cannot_do_is_refused_by_its_name(place, fields, words, 
 
 
 @pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "open_clip_config.json is no configuration of open_clip: it is no JSON"),
+        (b"\xff", "open_clip_config.json is no configuration of open_clip: it is not UTF-8"),
+        (b"[" * 100_000, "is no configuration of open_clip: its tables are nested too deeply"),
+        (b"[1]", "is no configuration of open_clip: it holds a list, not a table"),
+    ],
+)
+def test_a_damaged_configuration_is_refused_in_a_line(content, words, folder):
+    (folder / "open_clip_config.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=words):
+        read_open_clip(folder)
+
+
+def test_two_tensors_that_would_be_one_are_both_named(folder):
+    path = folder / "open_clip_model.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, "text.ln_final.bias": torch.zeros(32)}, path)
+    with pytest.raises(
+        CheckpointError, match=r"has the tensors ln_final.bias and text.ln_final.bias, and a model"
+    ):
+        read_open_clip(folder)
+
+
+@pytest.mark.parametrize(
     ("change", "words"),
     [
         (
@@ -134,6 +167,10 @@ def test_what_our_towers_cannot_do_is_refused_by_its_name(place, fields, words, 
         (
             lambda t: t.update({"ln_final.bias": torch.zeros(31)}),
             r"tensor ln_final.bias of shape \[31\], and the model it describes wants \[32\]",
+        ),
+        (
+            lambda t: t.update({"ln_final.bias": torch.zeros(32, dtype=torch.int8)}),
+            "tensor ln_final.bias of torch.int8, and the model it describes wants floats",
         ),
         (
             lambda t: t.update({"visual.positional_embedding": torch.zeros(23, 32)}),
@@ -185,6 +222,8 @@ def test_an_image_size_that_does_not_fit_is_a_wrong_request(tmp_path):
     assert read_open_clip(folder, image_size=64).config.image.image_size == 64
     with pytest.raises(ConfigError, match="image_size 50 is not a multiple of the tower's stride"):
         read_open_clip(folder, image_size=50)
+    with pytest.raises(ConfigError, match=r"'image\.image_size' is -3"):
+        read_open_clip(folder, image_size=-3)
 
 
 def test_residual_networks_take_pictures_of_another_size(tmp_path):

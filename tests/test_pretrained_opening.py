@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,9 +16,12 @@ from small import caption_of, picture_of, random_model
 from diptych import cli
 from diptych.checkpoint import load_bundle, save_bundle
 from diptych.errors import CheckpointError, RequestError
+from diptych.models.timm_tower import TimmTowerConfig
 from diptych.predict.model import load
+from diptych.pretrained import opening
 from diptych.pretrained.architectures import ARCHITECTURES
 from diptych.pretrained.convert import convert
+from diptych.pretrained.open_clip import write_open_clip
 from diptych.pretrained.opening import find, open_model
 
 PICTURES = [picture_of(number, side=21 + 8 * number) for number in range(3)]
@@ -73,6 +77,50 @@ def test_bare_weights_are_refused_with_the_list_of_known_architectures(tmp_path)
 def test_an_architecture_beside_a_folder_that_says_what_it_is_is_refused(folder):
     with pytest.raises(RequestError, match=r"says itself what it is, and architecture 'RN50'"):
         open_model(folder, architecture="RN50")
+
+
+@pytest.mark.parametrize("family", ["clip"], indirect=True)
+def test_a_folder_of_several_libraries_is_opened_by_its_contract(folder):
+    bundle = open_model(folder)
+    write_open_clip(bundle, folder)
+    save_bundle(folder, bundle.model, bundle.tokenizer, bundle.transform)
+    assert open_model(folder).made_by == "diptych"
+    (folder / "contract.json").unlink()
+    assert open_model(folder).made_by == "open_clip"
+
+
+@pytest.mark.parametrize("family", ["clip"], indirect=True)
+def test_a_stray_configuration_of_open_clip_makes_no_folder_of_it(folder, tmp_path):
+    convert(open_model(folder), tmp_path / "theirs", "transformers")
+    (tmp_path / "theirs/open_clip_config.json").write_text("{}")
+    assert open_model(tmp_path / "theirs").made_by == "transformers"
+
+
+def test_a_name_too_long_for_a_path_and_a_size_that_is_none_are_refused(folder):
+    with pytest.raises(RequestError, match=r"no model in x{100}: File name too long. Check the"):
+        open_model("x" * 5000)
+    with pytest.raises(RequestError, match=r"image_size is -3, .* Use a number such as 224"):
+        open_model(folder, image_size=-3)
+
+
+@pytest.mark.parametrize("made_by", ["diptych", "open_clip"])
+def test_a_tower_of_timm_keeps_its_size_and_who_could_change_it_is_named(
+    folder, made_by, monkeypatch
+):
+    """The tower is a stand-in: timm is not here."""
+    bundle = open_model(folder)
+    image = TimmTowerConfig.model_construct(name="a", image_size=32)
+    config = SimpleNamespace(image=image)
+    model = SimpleNamespace(config=config, state_dict=dict)
+    stood = SimpleNamespace(model=model, transform=bundle.transform, made_by=made_by)
+    monkeypatch.setattr(opening, "load_bundle", lambda path: stood)
+    with pytest.raises(RequestError) as caught:
+        open_model(folder, image_size=64)
+    more = ", or open the model of open_clip that it was converted from with it"
+    assert str(caught.value) == (
+        f"{folder} has an image tower of timm for 32 px, and Diptych cannot resize such a tower to "
+        f"64 px. Leave image_size out{more if made_by == 'open_clip' else ''}."
+    )
 
 
 def test_a_copy_in_our_own_layout_has_the_same_fingerprint_and_vectors(folder, tmp_path):

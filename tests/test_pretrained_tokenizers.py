@@ -18,6 +18,7 @@ from diptych.pretrained.clip_vocabulary import TRANSFORMERS_WORDS, clip_tokenize
 from diptych.pretrained.sentencepiece import read_pieces, sentencepiece_tokenizer
 from diptych.pretrained.sentencepiece_writer import siglip_files
 from diptych.pretrained.tokenizers_of import open_clip_tokenizer, transformers_tokenizer
+from diptych.pretrained.transformers_words import write_words
 
 
 def used(tokenizer, text):
@@ -88,6 +89,12 @@ def test_decoding_gives_the_words_back(clip):
         ({"hf_tokenizer_name": "x", "tokenizer_mode": "clips"}, "{'tokenizer_mode': 'clips'}"),
         ({"hf_tokenizer_name": "x", "tokenizer_kwargs": {"strip_sep_token": True}}, "strip_sep"),
         ({"hf_tokenizer_name": "x"}, "has no tokenizer.json. Copy the whole folder"),
+        ({"tokenizer_kwargs": "x"}, "{'tokenizer_kwargs': 'x'}, which is not known. Known"),
+        ({"tokenizer_kwargs": [1]}, "{'tokenizer_kwargs': [1]}"),
+        ({"tokenizer_kwargs": 5}, "{'tokenizer_kwargs': 5}"),
+        ({"tokenizer_kwargs": {"clean": ["lower"]}}, "for clean=['lower'], which is not known"),
+        ({"tokenizer_kwargs": {"additional_special_tokens": "x"}}, "special_tokens': 'x'}"),
+        ({"context_length": 1}, "has context_length 1, which leaves no room between start and"),
     ],
 )
 def test_what_open_clip_is_asked_for_and_is_not_known_is_refused(tmp_path, text, words):
@@ -106,7 +113,8 @@ def test_what_open_clip_is_asked_for_and_is_not_known_is_refused(tmp_path, text,
             {"tokenizer_config.json": {"tokenizer_class": "BertTokenizerFast"}},
             "has a tokenizer of class 'BertTokenizer', which is not read. Known: CLIPTokenizer, G",
         ),
-        ({"tokenizer_config.json": ["x"]}, "tokenizer_config.json holds no table of settings"),
+        ({"tokenizer_config.json": {"tokenizer_class": 5}}, "a tokenizer of class '5', which"),
+        ({"tokenizer_config.json": ["x"]}, "tokenizer_config.json cannot be read: it holds a list"),
         (
             {"tokenizer.json": {"model": {"type": "BPE"}}, "config.json": {"model_type": "clip"}},
             "cannot be read: KeyError('merges'). Copy the whole folder again.",
@@ -218,6 +226,14 @@ def test_what_the_other_library_does_otherwise_is_said(siglip):
     assert "texts go through ['lower_ascii']: such texts get other ids there" in notes[0]
     with pytest.raises(RequestError, match="does not come from sentencepiece"):
         siglip_files(clip_tokenizer("transformers"))
+
+
+def test_cleaning_before_siglips_own_is_said_to_be_missing_in_transformers(siglip):
+    text = {"hf_tokenizer_name": "here", "context_length": 6}
+    text["tokenizer_kwargs"] = {"clean": "canonicalize"}
+    files, notes = write_words(open_clip_tokenizer(siglip, text), "siglip")
+    assert set(files) == {"spiece.model", "tokenizer_config.json"}
+    assert ["do not mend encodings and HTML" in note for note in notes] == [True]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from strings import SENTENCES, compare, hard_strings
+from strings import SENTENCES, compare, gemma_pairs, hard_strings
 
 from diptych.data.tokenizer import Tokenizer
 from diptych.pretrained.clip_vocabulary import TRANSFORMERS_WORDS, clip_tokenizer, clip_vocabulary
@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 
-MANY, SOME, FEW = 5000, 800, 400
+MANY, SOME, FEW = 1000, 400, 200
 FLAGS = {"lstrip": True, "rstrip": True, "normalized": False, "single_word": False}
 WORDS = {"eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>"}
 
@@ -241,24 +241,7 @@ def test_ids_are_those_of_transformers_t5(texts, spiece, tmp_path):
 
 @pytest.fixture(scope="module")
 def byte_pairs():
-    """A byte-pair vocabulary of Gemma's kind, trained here."""
-    import tokenizers
-    from tokenizers import models, normalizers, pre_tokenizers, trainers
-
-    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
-    trained = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
-    trained.normalizer = normalizers.Replace(" ", "▁")
-    trained.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
-    some = [text for text in hard_strings(800, seed=3) if len(text) < 400]
-    trainer = trainers.BpeTrainer(
-        vocab_size=3000,
-        special_tokens=[*special, *(f"<0x{byte:02X}>" for byte in range(256))],
-        limit_alphabet=1200,
-        show_progress=False,
-    )
-    trained.train_from_iterator([*some, *SENTENCES * 10], trainer)
-    model = json.loads(trained.to_str())["model"]
-    return model["vocab"], [tuple(pair) for pair in model["merges"]]
+    return gemma_pairs(3000)
 
 
 @pytest.mark.parametrize(

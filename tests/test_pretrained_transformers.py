@@ -4,10 +4,12 @@ What transformers itself says of such folders is in test_pretrained_transformers
 """
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from strings import gemma_pairs
 
 from diptych.checkpoint import Bundle
 from diptych.data.tokenizer import Tokenizer
@@ -15,6 +17,8 @@ from diptych.data.transforms import ImageTransformConfig
 from diptych.errors import CheckpointError, ConfigError, RequestError
 from diptych.models.dual_encoder import DualEncoder, DualEncoderConfig
 from diptych.pretrained.clip_vocabulary import clip_tokenizer
+from diptych.pretrained.opening import open_model
+from diptych.pretrained.tokenizers_of import transformers_tokenizer
 from diptych.pretrained.transformers import (
     is_transformers,
     read_transformers,
@@ -147,6 +151,40 @@ def test_a_round_trip_gives_the_same_bits(family, request):
     assert found[1] == expected[1]
 
 
+def test_siglip_2_is_lower_cased_though_its_folder_says_gemma(tmp_path):
+    """Also what Diptych writes of it, of which nothing needs to be said."""
+    vocabulary, merges = gemma_pairs(600)
+    model = {"type": "BPE", "vocab": vocabulary, "merges": merges}
+    eos = {"<eos>": {"id": "<eos>", "ids": [1], "tokens": ["<eos>"]}}
+    pair = [
+        {"Sequence": {"id": "A", "type_id": 0}},
+        {"SpecialToken": {"id": "<eos>", "type_id": 0}},
+    ]
+    post = {"type": "TemplateProcessing", "single": pair, "pair": pair, "special_tokens": eos}
+    folder, again = tmp_path / "first", tmp_path / "again"
+    folder.mkdir()
+    again.mkdir()
+    (folder / "tokenizer.json").write_text(json.dumps({"model": model, "post_processor": post}))
+    settings = folder / "tokenizer_config.json"
+    settings.write_text('{"tokenizer_class": "GemmaTokenizer", "padding_side": "right"}')
+    keeps = transformers_tokenizer(folder, context=CONTEXT)
+    bundle = bundle_of(siglip_of(keeps), keeps, resize="squash")
+    write_transformers(bundle, folder)
+    texts = ["A RED kite<eos>", "ÄÖÜ Ж", *TEXTS]
+    for named, notes in (("GemmaTokenizerFast", 1), ("Siglip2Tokenizer", 0)):
+        settings.write_text(json.dumps({"tokenizer_class": named, "padding_side": "right"}))
+        found = read_transformers(folder)
+        assert len(found.notes) == notes
+        ids = found.tokenizer.encode(texts)[0]
+        assert (ids == keeps.encode([text.lower() for text in texts])[0]).all()
+        assert not (ids == keeps.encode(texts)[0]).all()
+    assert write_transformers(replace(bundle, tokenizer=found.tokenizer), again) == ()
+    written = json.loads((again / "tokenizer_config.json").read_text())
+    assert written["tokenizer_class"] == "Siglip2Tokenizer"
+    back = read_transformers(again)
+    assert (back.tokenizer.to_json(), back.notes) == (found.tokenizer.to_json(), ())
+
+
 def test_a_picture_whose_edge_fills_no_patch_goes_both_ways(learned, tmp_path):
     bundle = bundle_of(siglip_of(learned, image_size=35, cut_edge=True), learned, resize="squash")
     write_transformers(bundle, tmp_path)
@@ -213,7 +251,19 @@ def test_legacy_end_means_the_largest_id(clip, changed):
         ({"model_type": "blip"}, "model_type 'blip', and Diptych reads 'clip' and 'siglip'"),
         ({"text_config__hidden_act": "relu"}, "hidden_act is 'relu'. Known: quick_gelu, gelu"),
         ({"vision_config__num_channels": 4}, "num_channels=4"),
-        ({"vision_config__image_size": [32, 48]}, r"image_size is \[32, 48\].*square"),
+        ({"vision_config__image_size": [32, 48]}, r"image_size=\[32, 48\] in vision_con.*square"),
+        ({"vision_config__patch_size": 0}, "'image.patch_size' is 0"),
+        (
+            {"text_config__hidden_act": ["gelu"]},
+            r"hidden_act=\['gelu'\] in text_config, and a text",
+        ),
+        ({"text_config__vocab_size": "many"}, "vocab_size='many' in text_config, and a whole numb"),
+        ({"text_config__num_hidden_layers": True}, "num_hidden_layers=True in text_config, and a"),
+        (
+            {"vision_config__layer_norm_eps": {}},
+            r"layer_norm_eps=\{\} in vision_config, and a numb",
+        ),
+        ({"text_config": [1]}, r"has \[1\] where the settings of a tower should be"),
         ({"vision_config__num_attention_heads": 5}, "width 32 is not a multiple of heads 5"),
         ({"text_config__vocab_size": 500}, "vocabulary of 500, and the tokenizer.*49408 tokens"),
         ({"text_config__eos_token_id": 7}, "eos_token_id 7.*ends texts with token 49407"),
@@ -238,6 +288,8 @@ def test_a_config_that_does_not_fit_is_refused(changed, values, message):
         ({"size": {"height": 32, "width": 40}}, "a square size"),
         ({"do_center_crop": False}, "a centre crop to None"),
         ({"image_processor_type": "ViTImageProcessor"}, "'ViTImageProcessor'.*Known: CLIP"),
+        ({"image_processor_type": ["x"]}, r"asks for the image processor \['x'\]"),
+        ({"resample": [3]}, r"has resample=\[3\], and Diptych can only do 3"),
         ({"image_mean": [120, 110, 100]}, "leaves 0 to 1"),
     ],
 )
@@ -285,6 +337,9 @@ def test_missing_extra_and_misshapen_tensors_have_the_names_of_transformers(chan
     save_file({**whole, key: torch.zeros(31)}, path)
     with pytest.raises(CheckpointError, match=rf"{key} has shape \[31\], and the model wants"):
         read_transformers(folder)
+    save_file({**whole, key: whole[key].to(torch.int8)}, path)
+    with pytest.raises(CheckpointError, match=f"holds {key} as torch.int8, and the model wants fl"):
+        read_transformers(folder)
     save_file({**whole, "vision_model.layer_scale": torch.zeros(3)}, path)
     with pytest.raises(CheckpointError, match=r"the model has no vision_model.layer_scale \[3\]"):
         read_transformers(folder)
@@ -312,10 +367,23 @@ def test_a_missing_file_is_named(changed, name, message):
 
 def test_a_damaged_file_is_named(changed):
     folder = changed("config.json")
-    (folder / "config.json").write_text("[1, 2")
+    for content, reason in (
+        (b"", "it is no JSON"),
+        (b"\xff", "it is not UTF-8"),
+        ("\ufeff{}".encode(), "it is no JSON"),
+        (b"[1, 2]", "it holds a list"),
+        (b"[" * 100_000, "its tables are nested too deeply"),
+    ):
+        (folder / "config.json").write_bytes(content)
+        for read in (is_transformers, read_transformers, open_model):
+            with pytest.raises(CheckpointError, match=rf"config.json cannot be read: {reason}"):
+                read(folder)
+    (folder / "config.json").write_text("{}")
     assert not is_transformers(folder)
-    with pytest.raises(CheckpointError, match=r"config.json is damaged"):
-        read_transformers(folder)
+    folder = changed("config.json")
+    (folder / "processor_config.json").write_text('{"image_processor": [1]}')
+    with pytest.raises(CheckpointError, match=r"image_processor=\[1\], and a table belongs there"):
+        read_transformers(changed("config.json", model_type="clip"))
 
 
 REFUSED = {
@@ -350,6 +418,18 @@ def test_pictures_that_the_layout_cannot_prepare_are_refused_or_said(learned, tm
         write_transformers(bundle_of(model, learned, resize="pad"), tmp_path)
     (note,) = write_transformers(bundle_of(model, learned, crop="round"), tmp_path)
     assert "cut one pixel beside" in note
+
+
+def test_what_transformers_does_otherwise_with_the_texts_of_open_clip_is_said(tmp_path):
+    tokenizer = clip_tokenizer("open_clip", CONTEXT)
+    notes = write_transformers(bundle_of(model_of(tokenizer), tokenizer), tmp_path)
+    assert [note[:60] for note in notes] == [
+        "transformers' tokenizers do not mend encodings and HTML: tex",
+        "transformers reads <|startoftext|> and <|endoftext|> written",
+    ]
+    theirs = read_transformers(tmp_path).tokenizer
+    for text in ("<|endoftext|> x", "<end_of_text> x"):
+        assert not (theirs.encode([text])[0] == tokenizer.encode([text])[0]).all()
 
 
 def test_an_image_size_that_is_too_small_is_refused(clip):

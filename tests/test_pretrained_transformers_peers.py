@@ -302,7 +302,7 @@ def test_a_clip_of_open_clip_gives_the_same_in_transformers(tmp_path):
     ours.load_state_dict(to_ours(dict(original.state_dict()), places(config), "here"))
     transform = ImageTransformConfig(image_size=32, mean=CLIP_MEAN, std=CLIP_STD)
     notes = write_transformers(Bundle(ours, tokenizer, transform, ""), tmp_path)
-    assert len(notes) == 2  # how margins are halved, how texts are cleaned
+    assert len(notes) == 3  # how margins are halved, texts cleaned, special words read
     theirs, words = load(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     inputs = words(TEXTS, padding=True, truncation=True, return_tensors="pt")
     pictures = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))

@@ -4,7 +4,7 @@ import io
 import json
 
 import pytest
-import sentencepiece
+from strings import compare, gemma_pairs, hard_strings
 
 from diptych.checkpoint import Bundle
 from diptych.data.cleaning import TextRules
@@ -73,6 +73,8 @@ def test_cleaning_becomes_steps_of_the_tokenizer(tmp_path, learned):
 
 def trained_pieces():
     """A sentencepiece model as SigLIP's: padding 0, end 1, unknown 2."""
+    import sentencepiece
+
     written = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([*TEXTS, "the hill by the sea", "ﬁne ½ cup"] * 20),
@@ -112,3 +114,50 @@ def test_a_siglip_vocabulary_is_written_as_a_sentencepiece_file(tmp_path, source
     assert again(texts, **OPTIONS)["input_ids"] == expected
     if source == "transformers":
         assert read_transformers(second).tokenizer.encode(texts)[0].tolist() == expected
+
+
+def gemma_folder(folder):
+    """A SigLIP 2 as it is published: a SigLIP with transformers' GemmaTokenizer."""
+    from transformers import GemmaTokenizer
+
+    vocabulary, merges = gemma_pairs(1500)
+    settings = {"add_bos_token": False, "add_eos_token": True, "padding_side": "right"}
+    made = GemmaTokenizer(
+        vocab=vocabulary, merges=merges, model_input_names=["input_ids"], **settings
+    )
+    made.save_pretrained(folder)
+    plain = transformers_tokenizer(folder, context=CONTEXT)
+    write_transformers(bundle_of(plain, siglip=True), folder)
+    made.save_pretrained(folder)
+    return made
+
+
+def test_siglip_2_is_lower_cased_whatever_its_folder_says_and_stays_so(tmp_path):
+    from transformers import AutoTokenizer
+    from transformers.models.siglip2.tokenization_siglip2 import Siglip2Tokenizer
+
+    def ids_of(tokenizer):
+        return lambda texts: tokenizer(texts, **OPTIONS, return_tensors="np").input_ids
+
+    first, second = tmp_path / "first", tmp_path / "second"
+    gemma = gemma_folder(first)
+    assert type(AutoTokenizer.from_pretrained(first)) is type(gemma)
+    found = read_transformers(first)
+    assert "which transformers' GemmaTokenizer does not do: texts are lower-cased" in found.notes[0]
+
+    def ours(texts):
+        return found.tokenizer.encode(texts)[0]
+
+    def lowered(texts):  # sign by sign: a sigma at the end of a word is one like any other
+        return ids_of(gemma)(["".join(map(str.lower, text)) for text in texts])
+
+    texts = hard_strings(400)
+    assert compare(ours, ids_of(gemma), texts) != []
+    assert compare(ours, lowered, texts) == []
+    second.mkdir()
+    assert write_transformers(bundle_of(found.tokenizer, siglip=True), second) == ()
+    again = AutoTokenizer.from_pretrained(second)
+    assert type(again) is Siglip2Tokenizer
+    assert compare(ours, ids_of(again), texts) == []
+    back = read_transformers(second)
+    assert (back.notes, back.tokenizer.to_json()) == ((), found.tokenizer.to_json())

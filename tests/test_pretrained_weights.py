@@ -6,6 +6,7 @@ import os
 import pickle
 import random
 import struct
+import tarfile
 import zipfile
 
 import pytest
@@ -125,7 +126,7 @@ def test_an_index_that_lies_is_refused(tmp_path):
         index.write_text(json.dumps({"weight_map": {"x": place}}))
         said = refusal(index)
         assert f"names {place!r}, which is no file of weights beside it" in said, place
-    for text in ("", "[]", "{}", '{"weight_map": 3}', "{"):
+    for text in ("", "[]", "{}", '{"weight_map": 3}', "{", "[" * 100_000):
         index.write_text(text)
         assert "is damaged (" in refusal(index)
 
@@ -305,7 +306,7 @@ CYCLE = b"c__torch__\nNet\n)\x81q\0}X\1\0\0\0ah\0sX\1\0\0\0bh\0sb"
         (b"ctorch._utils\n_rebuild_tensor_v2\n}b", "asks for a Module where there is a Named"),
         (b"ccollections\nOrderedDict\n(]tR", "asks for an OrderedDict of something"),
         (b"NQ", "asks for the storage None"),
-        (STORAGE.replace(b"Float", b"Whole"), "asks for the storage ('storage', Named("),
+        (STORAGE.replace(b"Float", b"Whole"), "the storage ('storage', torch.WholeStorage, 'a', '"),
         (STORAGE.replace(b"K\4", b"K\5"), "asks for 5 numbers of the 16 bytes in model/data/a"),
         (module({b"a": tensor(0, (5,), (1,))}), "RuntimeError: setStorage"),
         (module({b"a": tensor(2, (3,), (1,))}), "RuntimeError: setStorage"),
@@ -324,6 +325,112 @@ CYCLE = b"c__torch__\nNet\n)\x81q\0}X\1\0\0\0ah\0sX\1\0\0\0bh\0sb"
 )
 def test_a_torchscript_pickle_that_is_more_than_tensors_is_refused(tmp_path, body, words):
     assert words in refusal(archive_of(tmp_path / "x.pt", body))
+
+
+DAG = b")q\0" + b"h\0\x86q\0" * 60
+"""Instructions that put a tuple of 2**60 empty ones on the stack: pairs of the pair before."""
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (DAG + b"Q", "asks for the storage (tuple, tuple)"),
+        (b"c__torch__\nNet\n)\x81}X\1\0\0\0a" + DAG + b"sbQ", "asks for the storage Module"),
+        (
+            b"ctorch._utils\n_rebuild_tensor_v2\n" + DAG + b"R",
+            "asks for a tensor of (tuple, tuple)",
+        ),
+        (b"}" + DAG + b"Ns", "asks for a table with a tuple for a name"),
+        (b"}(" + DAG + b"Nu", "asks for a table with a tuple for a name"),
+        (
+            b"ctorch._utils\n_rebuild_tensor_v2\n(" + STORAGE + b"K\0" + DAG + b")\x89NtR",
+            "asks for a tensor of (Tensor, 0, tuple, tuple, False, None)",
+        ),
+    ],
+)
+def test_tuples_of_tuples_without_end_are_refused_at_once(tmp_path, body, words):
+    assert words in refusal(archive_of(tmp_path / "x.pt", body))
+
+
+def plain(path, pickle):
+    path.write_bytes(pickle)
+
+
+def zipped(path, pickle):
+    archive(path, {"data.pkl": pickle, "version": b"3\n", "byteorder": b"little"})
+
+
+@pytest.mark.parametrize("write", [plain, zipped])
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"}" + DAG + b"Ns.", "it makes more than 10,000,000 parts of a small pickle."),
+        (b"cbuiltins\nset\n](" + DAG + b"e\x85R.", "more than 10,000,000 parts"),
+        (DAG + b"Q.", "more than 10,000,000 parts"),
+        (
+            b"cbuiltins\nbytearray\n\x8a\5\0\0\0\xc0\0\x85R.",
+            "it asks for builtins.bytearray, which is no tensor.",
+        ),
+        (b"c__builtin__\nbytearray\n.", "it asks for __builtin__.bytearray, which is no"),
+        (b"c_codecs\nencode\n.", "it asks for _codecs.encode, which is no tensor."),
+        (b"\x85.", "it is damaged, or no file of tensors by torch.save (IndexError: pop from"),
+        (b"h\7.", "it is damaged, or no file of tensors by torch.save (KeyError: 7)."),
+    ],
+)
+def test_a_file_of_torch_that_costs_more_than_its_size_is_refused_at_once(
+    tmp_path, write, body, words
+):
+    write(tmp_path / "x.bin", b"\x80\2" + body)
+    said = refusal(tmp_path / "x.bin")
+    assert f"{tmp_path / 'x.bin'} was not opened: " in said
+    assert words in said
+    assert said.endswith(" with the library that made it.")
+
+
+def test_a_later_pickle_of_an_old_file_is_looked_at_too(tmp_path):
+    old_format(WEIGHTS, tmp_path / "x.pt")
+    data = (tmp_path / "x.pt").read_bytes()
+    start = data.index(b"logit_scale")
+    place = data.rindex(b"\x80\2", 0, start) + 2
+    (tmp_path / "x.pt").write_bytes(data[:place] + DAG + b"0" + data[place:])
+    refusal(tmp_path / "x.pt")
+    (tmp_path / "x.pt").write_bytes(data[:place] + b"}" + DAG + b"Ns" + data[place:])
+    assert "more than 10,000,000 parts" in refusal(tmp_path / "x.pt")
+
+
+def test_a_tar_file_is_refused(tmp_path):
+    with tarfile.open(tmp_path / "x.pt", "w") as opened:
+        opened.add(__file__, "pickle")
+    assert "it is a tar file, which torch wrote before 2017. Use its" in refusal(tmp_path / "x.pt")
+
+
+def test_a_training_checkpoint_with_its_optimizer_is_read(tmp_path):
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    stored = {"state_dict": model.state_dict(), "optimizer": optimizer.state_dict(), "kinds": {1}}
+    for save in (torch.save, old_format):
+        save(stored, tmp_path / "x.pt")
+        found = read_weights(tmp_path / "x.pt")
+        assert torch.equal(found["state_dict.weight"], model.weight)
+        assert found["optimizer.state.0.exp_avg"].shape == (2, 3)
+
+
+def test_names_without_end_are_refused(tmp_path):
+    """Each module stands twice in the next one, under names of 200 letters."""
+    names = [b"X" + struct.pack("<I", 200) + letter * 200 for letter in (b"a", b"b")]
+    body = module({b"t": tensor()}) + b"q\0"
+    for _ in range(16):
+        body += b"c__torch__\nNet\n)\x81}(" + names[0] + b"h\0" + names[1] + b"h\0ubq\0"
+    assert "asks for names without end" in refusal(archive_of(tmp_path / "x.pt", body))
+
+    table = {"t": torch.ones(1)}
+    for _ in range(200):
+        table = {"a" * 2000: table}
+    torch.save(table, tmp_path / "y.pt")
+    said = refusal(tmp_path / "y.pt")
+    assert "has names of more than 10,000,000 letters. Use its safetensors" in said
 
 
 def test_many_names_for_the_same_numbers_are_refused(tmp_path):

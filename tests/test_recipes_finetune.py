@@ -13,13 +13,15 @@ from diptych.checkpoint import load_bundle, save_bundle
 from diptych.cli import run as command
 from diptych.data.opening import open_source
 from diptych.data.source import SourceOptions
-from diptych.errors import RequestError
-from diptych.evaluate.retrieval import judge_retrieval
+from diptych.errors import CheckpointError, RequestError
+from diptych.evaluate.metrics import Interval
+from diptych.evaluate.retrieval import Direction, RetrievalResult, judge_retrieval
 from diptych.nn.lora import merged
 from diptych.predict.model import load
 from diptych.recipes import find_recipe
-from diptych.recipes.before_after import STAND_IN, fine_tune, set_exams
-from diptych.recipes.exam import set_exam
+from diptych.recipes.before_after import fine_tune
+from diptych.recipes.before_after_text import verdict
+from diptych.recipes.exam import MOST_TRIED, STAND_IN, set_exam, set_exams
 from diptych.recipes.finetune import suited
 from diptych.train.log import Live
 from diptych.train.loop import train
@@ -114,12 +116,45 @@ def test_the_folder_is_the_model_between_and_the_report_is_beside_it(old, mine, 
     }
     asked = found["asked"]
     assert (asked["in_domain"]["pictures"], asked["held_out"]["pictures"]) == (20, 20)
-    assert asked["held_out"]["source"].endswith("(part 0.5..1)")
-    assert asked["chosen_on"]["source"].endswith("(part 0..0.5)")
+    assert asked["held_out"]["chosen_on_others"]
     assert not asked["held_out"]["stand_in"]
     assert set(found["report"]) == {"before", "after", "chosen"}
-    for words in ("in domain:", "held out:", "before", "after", "chosen", "alpha 1: the furthest"):
-        assert words in tuned.text
+    source = open_source("scenes:shapes:test").name
+    for words in (
+        f"chosen on held out: 20 pictures of {source}\n",
+        f"reported on held out: 20 pictures of {source}; 95 %",
+        "reported on new task: 20 pictures of",
+        "alpha 1, the furthest from before at which neither text nor image R@10 of what is held",
+        "\nheld out, on pictures not used for choosing: text R@10 ",
+        "the bound of 100 points was kept there",
+        "\nnew task: text R@10 ",
+    ):
+        assert words in tuned.text, words
+    assert "part 0" not in tuned.text
+
+
+def found_with(*recalls):
+    """A result with these recalls of captions and of pictures."""
+    ways = []
+    for recall in recalls:
+        interval = Interval(recall, recall, recall)
+        ways.append(Direction(dict.fromkeys((1, 5, 10), interval), interval, {}, 20, 20))
+    return RetrievalResult(*ways, 20, 20, 20, 2, 0)
+
+
+def test_the_verdict_says_what_the_reported_numbers_are_and_whether_the_bound_holds(old, mine):
+    run = run_from(old, mine, f"finetune.held_out={mine}")
+    exams = set_exams(run)
+    before = found_with(0.5, 0.5)
+    for image, kept in ((0.49, "was kept"), (0.485, "was not kept")):
+        chosen = found_with(0.6, image)
+        report = {"before": dict.fromkeys(exams.asked, before)}
+        report["chosen"] = dict.fromkeys(exams.asked, chosen)
+        new, held = verdict(run.finetune, exams, report)
+        assert new.startswith("new task: text R@10 50.0 -> 60.0 (+10.0 points), image R@10 50.0")
+        assert "held out, on the pictures it was chosen on" in held
+        assert f"image R@10 50.0 -> {100 * image:.1f} (-" in held
+        assert held.endswith(f"the bound of 1 point {kept} there")
 
 
 def test_the_numbers_are_those_of_evaluate(old, mine, tmp_path, quiet):
@@ -181,8 +216,13 @@ def test_without_held_out_pairs_half_way_is_taken_and_a_stand_in_is_judged(
     assert tuned.judged["asked"]["held_out"]["stand_in"]
     assert tuned.judged["asked"]["held_out"]["source"] == STAND_IN
     assert "in_domain" not in tuned.judged["asked"]
-    assert "a stand-in for what is not to be forgotten: give --held-out" in tuned.text
-    assert "nothing is held out (--held-out SOURCE)" in tuned.text
+    assert tuned.judged["sweep"] == []
+    assert "(generated scenes, which show whether something is forgotten, not what)" in tuned.text
+    assert "chosen: half way between before and after, since nothing says what is" in tuned.text
+    assert (
+        "warning: nothing says what the model is not to forget, so half way between"
+        in (quiet.stream.getvalue().partition("step 1")[0])
+    )
 
 
 def test_adapters_of_the_kept_model_are_beside_it(old, mine, tmp_path, quiet):
@@ -200,6 +240,44 @@ def test_a_small_held_out_source_is_not_divided(old, mine, tmp_path):
     exams = set_exams(run_from(old, mine, f"finetune.held_out={mine}"))
     assert exams.choosing is exams.reported
     assert not exams.divided
+    assert exams.notes[-1].startswith("warning: --held-out has the very pairs of --data: its num")
+
+
+def test_pairs_that_are_learned_and_asked_are_named_before_the_training(old, mine, tmp_path):
+    other = picture_folder(tmp_path / "other", 12)
+    for setting, option in ((f"data.val={mine}", "--val"), (f"finetune.held_out={mine}", "--held")):
+        settings = (f"data.val={other}", f"finetune.held_out={other}", setting)
+        notes = set_exams(run_from(old, mine, *settings)).notes
+        assert [note.partition(" has the very pairs of --data")[0] for note in notes] == [
+            f"warning: {option}{'-out' if option == '--held' else ''}"
+        ]
+
+
+def test_what_is_tried_is_asked_of_few_pictures_and_what_is_reported_of_all(old, mine):
+    exam = set_exams(run_from(old, mine)).in_domain
+    few = exam.first(3)
+    assert (len(few.pixels), few.ids) == (3, exam.ids[:3])
+    assert few.texts == [t for t, p in zip(exam.texts, exam.picture_of_text, strict=True) if p < 3]
+    assert few.picture_of_text.max() == 2
+    assert exam.first(len(exam.ids)) is exam
+    assert MOST_TRIED == 1000
+
+
+def test_a_run_that_is_not_judged_is_no_model_yet(old, mine, tmp_path, quiet):
+    out = tmp_path / "out"
+    run = run_from(old, mine, "steps=1", "finetune.alpha=1", val=False)
+    train(run, out, live=quiet)
+    words = r"out is a fine-tuning run that has not been judged yet.*or name .*checkpoints/last"
+    with pytest.raises(CheckpointError, match=words):
+        diptych.load(out)
+    fine_tune(run, out, resume=True, live=quiet)
+    assert diptych.load(out).path == out / "model"
+    train(run.override(["steps=2"]), out, resume=True, live=quiet)  # as if killed before judging
+    with pytest.raises(CheckpointError, match=words):
+        diptych.load(out)
+    (out / "finetune.json").write_text("{")
+    with pytest.raises(CheckpointError, match=words):
+        diptych.load(out)
 
 
 def test_parts_of_a_held_out_source_share_no_picture(old, mine):
@@ -255,6 +333,8 @@ def test_the_command_trains_judges_and_says_so(old, mine, tmp_path, capsys):
     said = capsys.readouterr()
     answer = json.loads(said.out)
     assert answer["steps"] == 2
+    assert answer["model"] == str(out / "model")
+    assert "batch 6, rate 4.8e-3, 2 steps, layer_decay 0.75, adapters of rank 2" in said.err
     assert answer["finetune"] == json.loads((out / "finetune.json").read_text())
     assert f"beginning with {old}" in said.err
     settings = json.loads((out / "run.json").read_text())
@@ -269,8 +349,13 @@ def test_the_command_shows_tables_to_people(old, mine, tmp_path, capsys):
     assert command(arguments(old, mine, tmp_path / "out")) == 0
     said = capsys.readouterr().out
     assert "text R@10" in said
-    assert "nothing is held out" in said
-    assert said.rstrip().endswith("step-00000002")
+    assert "nothing says what is not to be forgotten" in said
+    out = tmp_path / "out"
+    assert (
+        f"the chosen model: {out}/model (what diptych.load('{out}') gives); before: {out}/bef"
+        in (said)
+    )
+    assert said.rstrip().endswith(f"every number of it: {out}/finetune.json")
 
 
 @pytest.mark.parametrize(

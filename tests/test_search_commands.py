@@ -4,10 +4,16 @@ import json
 import shutil
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from small import caption_of, picture_folder, picture_of, random_model
 
 from diptych.checkpoint import save_bundle
 from diptych.cli import run
+from diptych.pretrained.clip_vocabulary import clip_tokenizer
+from diptych.pretrained.open_clip import FACTS
+from diptych.pretrained.open_clip_config import read_model
+from diptych.pretrained.open_clip_names import places
 from diptych.search import nearest
 from diptych.search.library import Library
 
@@ -155,6 +161,32 @@ def test_a_model_that_moved_is_asked_for(capsys, model, photos, tmp_path):
     assert len(hits["hits"]) == 7
     answer(capsys, "index", tmp_path / "elsewhere", photos)
     assert len(answer(capsys, "search", "photos.library", "red")["hits"]) == 7
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    """A model that is one file: a small one of OpenAI's kind."""
+    text = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1}
+    vision = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16}
+    model = {"embed_dim": 16, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
+    config = read_model(model, clip_tokenizer("open_clip"))
+    torch.manual_seed(0)
+    tensors = {
+        name: torch.randn(place.shape) / 10 for place in places(config) for name in place.theirs
+    }
+    path = tmp_path_factory.mktemp("archive") / "model.safetensors"
+    save_file(tensors | {name: torch.tensor(32) for name in FACTS}, path)
+    return path
+
+
+def test_a_model_that_is_one_file_is_found_again(capsys, model, archive, photos):
+    answer(capsys, "index", archive, photos)
+    assert len(answer(capsys, "search", "photos.library", "red")["hits"]) == 7
+    answer(capsys, "embed", archive, "--data", photos, "--out", "v")
+    assert len(answer(capsys, "search", "v", "red", "-k", 3)["hits"]) == 3
+    code, line = refusal(capsys, "search", "photos.library", "red", "--model", model)
+    assert code == 2
+    assert "Give that model with --model, or build a new library" in line
 
 
 def test_a_folder_of_vectors_is_still_searched(capsys, model, photos):

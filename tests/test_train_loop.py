@@ -175,6 +175,17 @@ def test_a_loss_that_is_no_number_stops_the_run_and_leaves_the_last_checkpoint(t
     assert all(weight.isfinite().all() for weight in bundle.model.parameters())
 
 
+def test_a_run_shorter_than_a_line_of_the_log_says_its_loss_at_the_end(tmp_path, quiet):
+    each, few = tmp_path / "each", tmp_path / "few"
+    for folder, setting in ((each, "log_every=1"), (few, "log_every=4")):
+        train(small_run(setting, "data.val=null"), folder, live=quiet)
+    losses = [row["loss"] for row in steps_of(each)]
+    rows = steps_of(few)
+    assert [row["step"] for row in rows] == [4, 6]
+    assert rows[1]["loss"] == pytest.approx(sum(losses[4:]) / 2)
+    assert "step 6 (100%)" in quiet.stream.getvalue()
+
+
 def test_poisoned_weights_are_neither_judged_nor_kept(tmp_path, quiet, monkeypatch):
     run, folder = small_run("log_every=100", "save.every_steps=1"), tmp_path / "run"
     train(small_run("steps=2", "save.every_steps=1"), folder, live=quiet)

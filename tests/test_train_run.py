@@ -41,6 +41,21 @@ def test_sizes_of_model_and_preprocessing_must_agree():
         small_run("model.image.image_size=64")
 
 
+TOWER = '{"kind":"vit","image_size":64,"patch_size":8,"width":32,"layers":1,"heads":2}'
+
+
+def test_a_tower_that_is_replaced_brings_the_size_of_pictures():
+    run = small_run(f"model.image={TOWER}")
+    assert (run.model.image.image_size, run.data.transform.image_size) == (64, 64)
+    assert run.data.transform.mean == small_run().data.transform.mean
+    with pytest.raises(
+        ConfigError, match=r"image_size is 64 and .* 48\. Set both to 64: --set mod"
+    ):
+        small_run(f"model.image={TOWER}", "data.transform.image_size=48")
+    with pytest.raises(ConfigError, match=r"model\.image\.wdth"):
+        small_run('model.image={"kind":"vit","wdth":64}')
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_run_is_read_back_from_its_file_as_it_was_written(name, tmp_path):
     run = find_recipe(name)

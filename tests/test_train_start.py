@@ -1,5 +1,6 @@
 """What a run that begins with a trained model takes from it, what learns, and at which rate."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -210,9 +211,31 @@ def test_adapters_of_a_residual_network_are_in_its_convolutions(residual):
 
 
 def test_a_run_in_which_nothing_learns_is_refused(start):
-    settings = ("finetune.lora.rank=2", "model.text.frozen=true", "model.image.frozen=true")
-    with pytest.raises(ConfigError, match="nothing would learn"):
-        begin(run_from(start, *settings), start)
+    lora, text = "finetune.lora.rank=2", "model.text.frozen=true"
+    for settings, words in (
+        (
+            (text, "model.image.frozen=true"),
+            "nothing would learn: with model.image.frozen=true and model.text.frozen=true no layer "
+            "is left that gets an adapter. Use --set model.image.frozen=false or --set model.text.",
+        ),
+        (
+            (text, "finetune.frozen_blocks=9"),
+            "with model.text.frozen=true and finetune.frozen_blocks=9 no layer is left that gets "
+            "an adapter. Use --set model.text.frozen=false or --set finetune.frozen_blocks=0 or",
+        ),
+        (('finetune.lora.targets=["convolution"]',), 'finetune.lora.targets=["convolution"]'),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(words)):
+            begin(run_from(start, lora, *settings), start)
+
+
+def test_a_tower_without_a_place_for_adapters_is_named(start):
+    run = run_from(start, "finetune.lora.rank=2")
+    model = begin(run, start)
+    assert "gets an adapter" not in "\n".join(start_notes(run, start, model, 40))
+    model.image = nn.Identity()  # as a tower of timm, none of whose layers has a name of ours
+    notes = start_notes(run, start, model, 40)
+    assert notes[-1].startswith("the image tower has no layer that gets an adapter, so it stays as")
 
 
 def norms_in_training(model):
@@ -251,11 +274,12 @@ def test_a_run_from_nothing_trains_its_batch_norms():
 
 def test_what_is_replaced_and_what_decay_does_is_said(start):
     run = run_from(start)
-    notes = "\n".join(start_notes(run, start, begin(run, start)))
+    notes = "\n".join(start_notes(run, start, begin(run, start), 40))
     assert f"beginning with the/old ({start.fingerprint}): its model, vocabulary and prep" in notes
+    assert "batch 128, rate 1.0e-3, 30 epochs (40 steps), layer_decay 1" in notes
     assert "weight_decay 0.2 pulls the weights of the start towards zero" in notes
     run = run_from(start, "optimizer.weight_decay=0", "finetune.lora.rank=1")
-    notes = "\n".join(start_notes(run, start, begin(run, start)))
+    notes = "\n".join(start_notes(run, start, begin(run, start), 40))
     assert "towards zero" not in notes
     assert "numbers learn, beside" in notes
 

@@ -51,17 +51,25 @@ def test_the_ends_stay_as_they_are(ends):
 
 
 @pytest.mark.parametrize(
-    ("recall", "most_lost", "expected"),
+    ("recalls", "most_lost", "expected"),
     [
-        ({0.0: 0.5, 0.5: 0.49, 1.0: 0.3}, 0.01, 0.5),  # exactly one point is still allowed
-        ({0.0: 0.5, 0.5: 0.48, 1.0: 0.495}, 0.01, 1.0),
-        ({0.0: 0.5, 0.5: 0.48, 1.0: 0.2}, 0.01, 0.0),
-        ({0.0: 0.5, 0.5: 0.6, 1.0: 0.5}, 0.0, 1.0),
-        ({0.0: 0.5, 0.5: 0.1, 1.0: 0.0}, 1.0, 1.0),
+        ((0.5, 0.49, 0.3), 0.01, 0.5),  # exactly one point is still allowed
+        ((0.5, 0.48, 0.495), 0.01, 1.0),
+        ((0.5, 0.48, 0.2), 0.01, 0.0),
+        ((0.5, 0.6, 0.5), 0.0, 1.0),
+        ((0.5, 0.1, 0.0), 1.0, 1.0),
     ],
 )
-def test_the_furthest_place_that_loses_little_is_taken(recall, most_lost, expected):
-    assert choose_alpha(recall, most_lost) == expected
+@pytest.mark.parametrize("falls", [0, 1])
+def test_the_furthest_place_that_loses_little_either_way_is_taken(
+    recalls, most_lost, expected, falls
+):
+    """The other direction rises all the way."""
+    found = {}
+    for alpha, recall in zip((0.0, 0.5, 1.0), recalls, strict=True):
+        found[alpha] = [0.2 + alpha / 2] * 2
+        found[alpha][falls] = recall
+    assert choose_alpha(found, most_lost) == expected
 
 
 def test_eleven_places_are_tried_from_end_to_end():

@@ -155,7 +155,7 @@ def _check_format(shape: str, task: str) -> None:
 
 def _result_path(model: Path, values: dict[str, Any], shape: str) -> Path:
     """A file for each model, source, options and format, in the run's folder: its checkpoints are
-    pruned.
+    pruned, and model/ of a fine-tuned run is written anew when the run goes on.
 
     A model that is no checkpoint of a run has results/ in its own folder; one that was fetched from
     the hub, here: its folder is a cache.
@@ -165,8 +165,9 @@ def _result_path(model: Path, values: dict[str, Any], shape: str) -> Path:
     from diptych.files import fingerprint
 
     model = model.resolve()
-    run = model.parent.parent
-    ours = model.parent.name == "checkpoints" and (run / "run.json").is_file()
+    run = model.parent if model.name == "model" else model.parent.parent
+    ours = model.name == "model" or model.parent.name == "checkpoints"
+    ours = ours and (run / "run.json").is_file()
     asked = {
         "model": values["model"]["fingerprint"],
         "data": values["data"],

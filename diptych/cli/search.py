@@ -150,7 +150,7 @@ def _load(
     path: Path, maker: Path, given: str | None, device: str, offline: bool, remedy: str
 ) -> "Model":
     """The model that was given, or the one that made the vectors."""
-    if given is None and not maker.is_dir():
+    if given is None and not maker.exists():
         raise RequestError(
             f"the model that made {path} is no longer at {maker}: it was moved or removed. "
             f"Give it with --model, or {remedy}."

@@ -106,6 +106,11 @@ def train(
     recall is judged before and after, on --val and on --held-out, and what the run keeps lies
     between the two: diptych train finetune --from runs/photos --data mine/ --held-out photos/ …
 
+    Settings of fine-tuning, each with --set: finetune.lora.rank=8 (adapters), finetune.layer_decay
+    (lower layers learn slower), finetune.frozen_blocks=4 and model.image.frozen=true (stay as they
+    are), finetune.most_lost=0.01 (of recall on --held-out), finetune.alpha (0 keeps the model
+    before, 1 the one after). Without --from, a tower of timm: --set model.image=timm:NAME@SIZE.
+
     On several GPUs: torchrun --nproc-per-node 8 -m diptych train …
     """
     _check_places(val, val_where, held_out, held_out_where, start)
@@ -129,8 +134,10 @@ def train(
     result = tuned.training
     if first:
         values = {**vars(result), "checkpoint": str(result.checkpoint)}
-        values |= {} if tuned.judged is None else {"finetune": tuned.judged}
-        answer(as_json, values, "\n\n".join(filter(None, (tuned.text, _summary(result)))))
+        if tuned.judged is not None:
+            values |= {"model": str(out / "model"), "finetune": tuned.judged}
+        text = "\n".join((_summary(result), _places(out, run, tuned)))
+        answer(as_json, values, "\n\n".join(filter(None, (tuned.text, text))))
     if not result.finished:
         raise typer.Exit(1)  # whoever started the run can tell that it is not done
 
@@ -260,5 +267,21 @@ def _summary(result: "TrainResult") -> str:
     return (
         f"{done if result.finished else 'stopped after'} {result.steps:,} steps, "
         f"{result.pairs:,} pairs, {result.elapsed_s / 60:.1f} min{loss}"
-        f"{'' if result.finished else '; go on with --resume'}\n{result.checkpoint}"
+        f"{'' if result.finished else '; go on with --resume'}"
     )
+
+
+def _places(out: Path, run: "Run", tuned: "FineTuned") -> str:
+    """Where the models of the run are, for people."""
+    if tuned.judged is None:
+        return str(tuned.training.checkpoint)
+    said = [
+        f"the chosen model: {out}/model (what diptych.load('{out}') gives); before: {out}/before; "
+        f"after: {out}/checkpoints/last",
+    ]
+    if run.finetune is not None and run.finetune.lora.rank:
+        said.append(
+            f"its adapters: {out}/model/adapter (scaled to the chosen alpha); after: "
+            f"{out}/checkpoints/last/adapter"
+        )
+    return "\n".join([*said, f"every number of it: {out}/finetune.json"])

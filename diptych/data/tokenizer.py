@@ -6,8 +6,11 @@ contract. Where we learned the vocabulary ourselves, special tokens are never re
 caption that says "<end>" gives the letters, not the token.
 """
 
+import json
+import math
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -29,6 +32,14 @@ from diptych.errors import CheckpointError, DataError, RequestError
 
 PAD, START, END = "<pad>", "<start>", "<end>"
 
+MOST_CONTEXT = 65_536
+"""Tokens. Text towers have some hundreds at most; the library ends the process where the memory is
+too small for the padding."""
+
+MOST_GROWTH = 4096
+"""Times that the rules of a tokenizer.json may lengthen a text before it is split. Known ones stay
+below 100: a character stands for up to 18 others."""
+
 _OURS = TextRules()
 
 
@@ -43,7 +54,8 @@ class Tokenizer:
             rules: What it does not say itself.
 
         Raises:
-            CheckpointError: It states no length or no padding, or has not the end token of `rules`.
+            CheckpointError: It states no length or no padding, or has not the end token of `rules`,
+                or encoding would take memory without end.
         """
         if inner.truncation is None or inner.padding is None:
             raise CheckpointError(
@@ -52,6 +64,7 @@ class Tokenizer:
             )
         self._inner, self.rules = inner, rules
         self.context: int = inner.truncation["max_length"]
+        _check_cost(inner)
         self.pad_token: int = inner.padding["pad_id"]
         self.end_token: int = self._special(rules.end)
         self.vocabulary: int = inner.get_vocab_size()
@@ -66,7 +79,7 @@ class Tokenizer:
             self._pieces = Unigram(inner.to_str(), special)
             marked = rules.sentencepiece == "marked"
             self._behind = len(self._pieces.ids(rules.behind, marked=marked))
-        self._framing = _used(inner.encode(""))
+        self._framing = _used(self._encoded(""))
 
     @classmethod
     def learn(cls, texts: Iterable[str], *, vocabulary: int, context: int) -> "Tokenizer":
@@ -143,7 +156,7 @@ class Tokenizer:
             if self._pieces is not None or self._written.search(whole):
                 ids, lost = self._framed(self._with_words(whole))
             else:
-                encoding = self._inner.encode(self._part(whole))
+                encoding = self._encoded(self._part(whole))
                 ids, lost = encoding.ids, bool(encoding.overflowing)
             rows.append(ids)
             cut += lost
@@ -201,8 +214,24 @@ class Tokenizer:
             marked = self.rules.sentencepiece == "marked"
             ids = self._pieces.ids(self.rules.behind + text, marked=marked)
             return ids[self._behind :] if len(ids) >= self._behind else ids
-        encoding = self._inner.encode(text, add_special_tokens=False)
+        encoding = self._encoded(text, framed=False)
         return [number for part in (encoding, *encoding.overflowing) for number in _used(part)]
+
+    def _encoded(self, text: str, *, framed: bool = True) -> tokenizers.Encoding:
+        """What the library makes of a text.
+
+        Raises:
+            CheckpointError: It broke off, such as in a pattern that would take without end.
+        """
+        try:
+            return self._inner.encode(text, add_special_tokens=framed)
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # cannot be imported, is no Exception
+                raise
+            raise CheckpointError(
+                f"the model's tokenizer.json cannot encode {text[:40]!r}: {error!s:.200}. "
+                "Use another text, or a tokenizer.json with simpler patterns."
+            ) from None
 
     def _framed(self, ids: list[int]) -> tuple[list[int], bool]:
         """Start, ids, end and padding; and whether ids were cut."""
@@ -212,6 +241,49 @@ class Tokenizer:
             kept.append(end)
         padding = [self.pad_token] * (self.context - len(kept))
         return kept + padding, len(start) + len(ids) + 1 > self.context
+
+
+def _check_cost(inner: tokenizers.Tokenizer) -> None:
+    """Refuse settings under which any text would take the memory.
+
+    Raises:
+        CheckpointError: Names the setting.
+    """
+    context, padding = (inner.truncation or {})["max_length"], inner.padding or {}
+    if context > MOST_CONTEXT:
+        raise CheckpointError(
+            f"the tokenizer makes texts of {context:,} tokens, and at most {MOST_CONTEXT:,} are "
+            "read. Use the context of the model's text tower, such as 77."
+        )
+    if padding["length"] != context or padding["pad_to_multiple_of"]:
+        raise CheckpointError(
+            f"the tokenizer cuts texts to {context} tokens and pads them to {padding['length']} "
+            f"(multiples of {padding['pad_to_multiple_of']}). Save it with padding to {context}."
+        )
+    rules = inner.normalizer
+    growth = _growth(json.loads(rules.__getstate__())) if rules is not None else 1
+    if growth > MOST_GROWTH:
+        raise CheckpointError(
+            f"the normalizer of tokenizer.json may make texts {growth:,.0f} times as long, and at "
+            f"most {MOST_GROWTH:,} times is read. Use a tokenizer.json with fewer replacements."
+        )
+
+
+def _growth(rule: dict[str, Any]) -> float:
+    """How many times longer a rule of a `normalizer` may make a text if it is applied after others
+    that did the same; rules of Unicode do so once at most."""
+    match rule:
+        case {"type": "Sequence", "normalizers": list(rules)}:
+            return math.prod(map(_growth, rules))
+        case {"type": "Replace", "pattern": {"String": str(pattern)}, "content": str(content)}:
+            return max(1.0, len(content) / len(pattern)) if pattern else len(content) + 1.0
+        case {"type": "Replace", "content": str(content)}:
+            return len(content) + 1.0  # a pattern may match nothing, at each place
+        case {"type": "ByteLevel"}:
+            return 4.0
+        case {"type": "Precompiled"}:
+            return 32.0
+    return 1.0
 
 
 def _used(encoding: tokenizers.Encoding) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float, Int64
-from pydantic import Discriminator, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -52,7 +52,7 @@ class DualEncoderConfig(Config):
     text: TextTowerConfig
     """The tower for texts."""
 
-    embed: int = 512
+    embed: int = Field(default=512, ge=1)
     """Dimensions of the shared space."""
 
     objective: Literal["softmax", "sigmoid"] = "softmax"

@@ -40,7 +40,7 @@ class ImageTowerConfig(Config):
     width: int = Field(default=768, ge=1)
     """Numbers per token."""
 
-    layers: int = Field(default=12, ge=0)
+    layers: int = Field(default=12, ge=0, le=1000)
     """Number of blocks."""
 
     heads: int = Field(default=12, ge=1)

@@ -53,7 +53,9 @@ class ResNetTowerConfig(Config):
     width: int = Field(default=64, ge=2)
     """Channels after the stem, and of the 3x3 convolutions of the first stage; even."""
 
-    layers: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(3, 4, 6, 3), min_length=1)
+    layers: tuple[Annotated[int, Field(ge=1, le=1000)], ...] = Field(
+        default=(3, 4, 6, 3), min_length=1
+    )
     """Blocks of each stage. A stage has twice the channels of the one before on half the side.
     All published sizes have four stages."""
 

@@ -35,7 +35,7 @@ class TextTowerConfig(Config):
     width: int = Field(default=512, ge=1)
     """Numbers per token."""
 
-    layers: int = Field(default=12, ge=0)
+    layers: int = Field(default=12, ge=0, le=1000)
     """Number of blocks."""
 
     heads: int = Field(default=8, ge=1)

@@ -226,7 +226,8 @@ def refuse_bare(path: Path) -> CheckpointError:
     """What to say of weights that come with nothing else."""
     return CheckpointError(
         f"{path} holds bare weights: how to feed the model (activation, preprocessing, tokenizer) "
-        "is unknown. Name the architecture they belong to, such as --architecture ViT-B-32. "
+        "is unknown. Make a model of them, with the name of the architecture they belong to: "
+        f"diptych convert {path} NEW --to diptych --architecture ViT-B-32. "
         f"Known: {', '.join(ARCHITECTURES)}."
     )
 
@@ -285,6 +286,8 @@ def _tokenizer(architecture: str, given: Path | None) -> Tokenizer:
             f"{architecture} has a vocabulary that Diptych does not bring. Give its folder (with "
             "tokenizer.json) or its spiece.model: --tokenizer FOLDER."
         )
+    if not given.exists():
+        raise RequestError(f"there is no tokenizer at {given}. Check the path.")
     if given.suffix != ".model":
         return open_clip_tokenizer(given if given.is_dir() else given.parent, text)
     pieces = sentencepiece_tokenizer(given, text["context_length"])

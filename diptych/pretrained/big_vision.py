@@ -85,8 +85,8 @@ def read_big_vision(
             f"{path} has no vocabulary. Name its file, such as --tokenizer sentencepiece.model "
             "(SigLIP) or --tokenizer tokenizer.json (SigLIP 2)."
         )
-    arrays = _by_layer(_read(path), path)
     words = _tokenizer(tokenizer, known.model["text_cfg"]["context_length"])
+    arrays = _by_layer(_read(path), path)
     pixels = known.model["vision_cfg"]["image_size"]
     try:
         config = _config(arrays, words, pixels, path)
@@ -166,8 +166,11 @@ def _tokenizer(path: Path, context: int) -> Tokenizer:
     """What big_vision makes of a text: A to Z in lower case, the end token always kept.
 
     Raises:
+        RequestError: There is nothing at `path`.
         CheckpointError: There is no vocabulary, or it is of another kind.
     """
+    if not path.exists():
+        raise RequestError(f"there is no tokenizer at {path}. Check the path.")
     if path.is_dir():
         files = [path / name for name in ("tokenizer.json", *VOCABULARIES)]
         path = next((file for file in files if file.is_file()), files[0])

@@ -1,8 +1,8 @@
 """What a reader of another library's files gives: our shapes and names, the original's contract.
 
-One reader per library (`open_clip.py`, `transformers.py`, `openai.py`, `big_vision.py`), each a
-function from files to a `Foreign`; `opening.py` says which reader a folder needs and makes a model
-of the result.
+One reader per library (`open_clip.py`, `transformers.py`, `openai.py`, `big_vision.py`, and
+`architectures.py` for bare weights), each a function from files to a `Foreign`; `opening.py` says
+which reader a folder or file needs and makes a model of the result.
 """
 
 from collections.abc import Mapping
@@ -35,4 +35,4 @@ class Foreign:
     """The library: "open_clip", "transformers", "openai" or "big_vision"."""
 
     notes: tuple[str, ...] = ()
-    """What was missing in the files and was completed, and how; said to the user."""
+    """What was completed, left out or is done otherwise than in the library; said to the user."""

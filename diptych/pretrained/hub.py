@@ -5,6 +5,7 @@ of one commit, into the cache that every tool on the machine shares. Without net
 `offline`, what is cached is used. Nothing fetched is ever executed.
 """
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from huggingface_hub.errors import (
 )
 
 from diptych.errors import CheckpointError, RequestError
+from diptych.pretrained.layouts import DIPTYCH, LAYOUTS, OPEN_CLIP, TRANSFORMERS, find_layout
 
 ALIASES = {
     "default": "google/siglip2-base-patch16-224",
@@ -43,34 +45,14 @@ and the one most tools are compared with; the -so400m ones are the best, for a G
 REPOSITORY = re.compile(r"hf:(?P<name>[^@:]+?)(@(?P<revision>[^@]+))?")
 """How a repository is written."""
 
-LAYOUTS = (
-    ("contract.json", ("model.safetensors",)),
-    (
-        "open_clip_config.json",
-        (
-            "open_clip_model.safetensors",
-            "open_clip_pytorch_model.safetensors",
-            "open_clip_pytorch_model.bin",
-            "open_clip_pytorch_model.pth",
-        ),
-    ),
-    (
-        "config.json",
-        (
-            "model.safetensors",
-            "model.safetensors.index.json",
-            "pytorch_model.bin",
-            "pytorch_model.bin.index.json",
-        ),
-    ),
-)
-"""For each layout the file that tells it, and the weights it may have, the preferred first."""
-
 SHARD = re.compile(r"(model|pytorch_model)-\d{5}-of-\d{5}\.(safetensors|bin)")
 """One of several files of weights."""
 
 SMALL = (".json", ".txt", ".model")
 """Ends of the names of configs, vocabularies and merges."""
+
+SWITCHES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+"""Variables by which the hub's library is told never to ask, the one that counts first."""
 
 
 @dataclass(frozen=True)
@@ -105,9 +87,10 @@ def fetch(repository: Repository, *, offline: bool = False) -> tuple[Path, tuple
             reached.
     """
     spec = _spec(repository)
-    if offline or constants.HF_HUB_OFFLINE:
-        return _cached(repository, f"{spec} is not in the cache, and --offline was asked for."), ()
     try:
+        if offline or constants.HF_HUB_OFFLINE:
+            why = f"{spec} is not in the cache, and {_why_offline(offline)}"
+            return _cached(repository, why), ()
         return _download(repository), ()
     except GatedRepoError as error:
         raise RequestError(
@@ -136,21 +119,24 @@ def fetch(repository: Repository, *, offline: bool = False) -> tuple[Path, tuple
 
 
 def wanted_files(files: Iterable[str]) -> list[str]:
-    """The files of one layout: its weights once, and all configs and vocabularies beside them.
+    """The files of one layout: its weights once, and all configs and vocabularies beside them, but
+    for the marks of other layouts. config.json is no mark alone: all read it.
 
     Raises:
         CheckpointError: There is no layout among them that is known.
     """
     names = {name for name in files if "/" not in name}
-    for mark, weights in LAYOUTS:
-        preferred = [name for name in weights if name in names]
-        if mark in names and preferred:
-            chosen = {name for name in names if name.endswith(SMALL)} - set(weights)
-            chosen.add(preferred[0])
-            if preferred[0].endswith(".index.json"):
-                end = preferred[0].removesuffix(".index.json").rpartition(".")[2]
-                chosen |= {name for name in names if SHARD.fullmatch(name) and name.endswith(end)}
-            return sorted(chosen)
+    found = find_layout(names)
+    if found:
+        layout, weights = found
+        others = {one.mark for one in (DIPTYCH, OPEN_CLIP) if one != layout}
+        chosen = {name for name in names if name.endswith(SMALL)} - others
+        chosen -= set(TRANSFORMERS.weights)
+        chosen.add(weights)
+        if weights.endswith(".index.json"):
+            end = weights.removesuffix(".index.json").rpartition(".")[2]
+            chosen |= {name for name in names if SHARD.fullmatch(name) and name.endswith(end)}
+        return sorted(chosen)
     raise CheckpointError(
         f"among its files ({', '.join(sorted(names)) or 'none'}) is no model that Diptych knows: "
         "neither contract.json, open_clip_config.json nor config.json with weights. "
@@ -179,15 +165,23 @@ def _cached(repository: Repository, why: str) -> Path:
     Raises:
         CheckpointError: It is not there; begins with `why`.
     """
-    for mark, _ in LAYOUTS:
+    for layout in LAYOUTS:
         found = huggingface_hub.try_to_load_from_cache(
-            repository.name, mark, revision=repository.revision
+            repository.name, layout.mark, revision=repository.revision
         )
         if isinstance(found, str):
             return Path(found).parent
     raise CheckpointError(
         f"{why} Connect to the network once, or copy the model's folder here and give its path."
     )
+
+
+def _why_offline(asked: bool) -> str:
+    """Who said that the hub is not to be asked."""
+    if asked:
+        return "--offline was asked for."
+    name = next((name for name in SWITCHES if os.environ.get(name)), SWITCHES[0])
+    return f"the variable {name} is set, so the hub was not asked. Unset it."
 
 
 def _unreachable() -> tuple[type[Exception], ...]:

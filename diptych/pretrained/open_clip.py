@@ -5,7 +5,6 @@ What the configuration means is in `open_clip_config.py`, the names of tensors i
 are in `architectures.py`.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,16 @@ import torch
 from torch import Tensor
 
 from diptych.data.tokenizer import Tokenizer
+from diptych.data.transforms import ImageTransformConfig
 from diptych.errors import CheckpointError, ConfigError
+from diptych.files import read_json
 from diptych.models.dual_encoder import DualEncoderConfig
 from diptych.models.image_tower import ImageTowerConfig
 from diptych.models.resnet_tower import ResNetTowerConfig
 from diptych.models.timm_tower import TimmTower, TimmTowerConfig, trunk_size
 from diptych.pretrained.foreign import Foreign
-from diptych.pretrained.open_clip_config import read_model, read_transform
+from diptych.pretrained.layouts import OPEN_CLIP, open_clip_weights
+from diptych.pretrained.open_clip_config import check_kinds, read_model, read_transform
 from diptych.pretrained.open_clip_names import places, to_ours
 from diptych.pretrained.open_clip_writer import write_open_clip
 from diptych.pretrained.positions import resize_positions, resize_text_positions
@@ -28,20 +30,6 @@ from diptych.pretrained.tokenizers_of import open_clip_tokenizer
 from diptych.pretrained.weights import read_weights
 
 __all__ = ["foreign", "is_open_clip", "plain_names", "read_open_clip", "write_open_clip"]
-
-CONFIG = "open_clip_config.json"
-
-WEIGHTS = (
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.safetensors",
-    "open_clip_pytorch_model.bin",
-    "open_clip_pytorch_model.pth",
-    "model.safetensors",
-    "pytorch_model.bin",
-    "pytorch_model.pth",
-    "model.pth",
-)
-"""What open_clip looks for in a folder, in this order, before it takes any file of weights."""
 
 TABLE = "state_dict."
 """Before the names of the weights in a training checkpoint."""
@@ -58,7 +46,7 @@ TEXT_NAMES = ("token_embedding.", "positional_embedding", "transformer.", "ln_fi
 
 def is_open_clip(folder: Path) -> bool:
     """Whether a folder is one of open_clip's."""
-    return (folder / CONFIG).is_file()
+    return (folder / OPEN_CLIP.mark).is_file()
 
 
 def read_open_clip(folder: Path, *, image_size: int | None = None) -> Foreign:
@@ -73,16 +61,20 @@ def read_open_clip(folder: Path, *, image_size: int | None = None) -> Foreign:
         CheckpointError: A file is missing or damaged, tensors do not fit the configuration, or the
             model has a part that ours does not have.
     """
-    path = folder / CONFIG
+    path = folder / OPEN_CLIP.mark
     try:
-        written = json.loads(path.read_text(encoding="utf-8"))
+        written = read_json(path)
         model, preprocess = written["model_cfg"], written.get("preprocess_cfg") or {}
-        text = dict(model["text_cfg"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        check_kinds(model)
+    except KeyError as error:
         raise CheckpointError(
-            f"{path} is no configuration of open_clip ({error!r}). Copy the folder again."
+            f"{path} is no configuration of open_clip: it has no {error}. Copy the folder again."
         ) from error
-    tokenizer = open_clip_tokenizer(folder, text)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} is no configuration of open_clip: {error}. Copy the folder again."
+        ) from error
+    tokenizer = open_clip_tokenizer(folder, model["text_cfg"])
     weights = find_weights(folder)
     return foreign(
         model,
@@ -100,18 +92,13 @@ def find_weights(folder: Path) -> Path:
     Raises:
         CheckpointError: There is none.
     """
-    for name in WEIGHTS:
-        if (folder / name).is_file():
-            return folder / name
-    ends = (".safetensors", ".bin", ".pth")
-    others = sorted(path for path in folder.iterdir() if path.suffix in ends)
-    others.sort(key=lambda path: path.suffix != ".safetensors")
-    if not others:
+    name = open_clip_weights(path.name for path in folder.iterdir() if path.is_file())
+    if name is None:
         raise CheckpointError(
-            f"{folder} has no weights: neither {WEIGHTS[0]} nor another of open_clip's names. "
-            "Copy the whole folder again."
+            f"{folder} has no weights: neither {OPEN_CLIP.weights[0]} nor another of open_clip's "
+            "names. Copy the whole folder again."
         )
-    return others[0]
+    return folder / name
 
 
 def foreign(
@@ -143,18 +130,21 @@ def foreign(
     """
     try:
         config = read_model(model, tokenizer)
-        transform, filled = read_transform(preprocess, image_size or config.image.image_size)
+        transform, filled = read_transform(preprocess, config.image.image_size)
     except (ConfigError, TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(
             f"{where} comes with a configuration that describes no model ({error}). "
             "Copy the folder again."
         ) from error
-    tensors = plain_names(loaded)
+    wanted = config
+    if image_size is not None:
+        wanted = _with_image_size(config, image_size)
+        transform = ImageTransformConfig(**{**transform.model_dump(), "image_size": image_size})
+    tensors = plain_names(loaded, where)
     if config.objective == "sigmoid" and "logit_bias" not in tensors:
         tensors["logit_bias"] = torch.zeros(())
         notes = (*notes, f"{where} has no logit_bias: 0, as in open_clip")
     _fit_text_positions(tensors, config)
-    wanted = config if image_size is None else _with_image_size(config, image_size)
     if isinstance(wanted.image, TimmTowerConfig):
         ours = to_ours(tensors, places(config), where)
         if wanted != config:
@@ -165,11 +155,18 @@ def foreign(
     return Foreign(wanted, ours, tokenizer, transform, made_by, (*notes, *filled))
 
 
-def plain_names(loaded: dict[str, Tensor]) -> dict[str, Tensor]:
+def plain_names(loaded: dict[str, Tensor], where: str) -> dict[str, Tensor]:
     """The tensors of a file with the names of open_clip's CLIP class, whatever wraps them.
 
     Reads what DDP, torch.compile and Lightning wrote, a training checkpoint's table `state_dict`
     (the rest of it is dropped), and CustomTextCLIP, which has the text tower under `text.`.
+
+    Args:
+        loaded: What the file holds; its names are changed in place.
+        where: The file, for messages.
+
+    Raises:
+        CheckpointError: Two tensors would get one name.
     """
     if any(name.startswith(TABLE) for name in loaded):
         for name in [name for name in loaded if not name.startswith(TABLE)]:
@@ -184,7 +181,13 @@ def plain_names(loaded: dict[str, Tensor]) -> dict[str, Tensor]:
     inner = tuple(f"text.{name}" for name in TEXT_NAMES)
     for name in list(loaded):
         if name.startswith(inner):
-            loaded[name.removeprefix("text.")] = loaded.pop(name)
+            plain = name.removeprefix("text.")
+            if plain in loaded:
+                raise CheckpointError(
+                    f"{where} has the tensors {plain} and {name}, and a model has one of them. "
+                    "Use the file that open_clip wrote, or take one out."
+                )
+            loaded[plain] = loaded.pop(name)
     return loaded
 
 

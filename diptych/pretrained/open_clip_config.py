@@ -147,6 +147,46 @@ SIGLIP_TRUNKS: dict[str, ImageTowerConfig] = dict(
 SigLIP itself has the approximation with tanh: a folder of open_clip means timm's."""
 
 
+def check_kinds(model: Any) -> None:
+    """Refuse a `model_cfg` that has, say, words where numbers belong.
+
+    Raises:
+        KeyError: A tower is missing.
+        ValueError: Names the field, its value, and what belongs there.
+    """
+    if not isinstance(model, Mapping):
+        raise ValueError(f"model_cfg is {model!r}, and a table belongs there")
+    for place, table, defaults in (
+        ("", model, MODEL),
+        ("vision_cfg.", model["vision_cfg"], VISION),
+        ("text_cfg.", model["text_cfg"], TEXT),
+    ):
+        if not isinstance(table, Mapping):
+            raise ValueError(f"model_cfg.{place[:-1]} is {table!r}, and a table belongs there")
+        for name, value in table.items():
+            kind = type(defaults.get(name))
+            if kind in KINDS and not all(
+                type(one) in KINDS[kind] for one in _each(value, place + name)
+            ):
+                raise ValueError(
+                    f"model_cfg.{place}{name} is {value!r}, and {WORDS[kind]} belongs there"
+                )
+
+
+KINDS: dict[type, tuple[type, ...]] = {int: (int,), float: (int, float), bool: (bool,)}
+WORDS = {int: "a whole number", float: "a number", bool: "true or false"}
+"""What a field may be, by the kind of its default, and what that is called."""
+
+
+def _each(value: Any, name: str) -> list[Any]:
+    """The numbers of a field that may have several: sides of pictures, layers of stages; residual
+    networks have no patches."""
+    if name == "vision_cfg.patch_size" and value is None:
+        return []
+    several = name in ("vision_cfg.image_size", "vision_cfg.patch_size", "vision_cfg.layers")
+    return list(value) if several and isinstance(value, list | tuple) else [value]
+
+
 def read_model(given: Mapping[str, Any], tokenizer: Tokenizer) -> DualEncoderConfig:
     """The model that `model_cfg` describes.
 
@@ -271,6 +311,11 @@ def _text(text: Mapping[str, Any], quick: bool, tokenizer: Tokenizer) -> TextTow
             pool,
             f"it means the largest id, and the end token {tokenizer.end_token} of this tokenizer "
             f"is not the largest of {tokenizer.vocabulary}",
+        )
+    if tokenizer.vocabulary > text["vocab_size"]:
+        raise CheckpointError(
+            f"open_clip's text_cfg.vocab_size is {text['vocab_size']}, and the tokenizer has "
+            f"{tokenizer.vocabulary:,} tokens. Use the tokenizer that was saved with the model."
         )
     width = int(text["width"])
     return TextTowerConfig(

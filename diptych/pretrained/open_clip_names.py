@@ -6,7 +6,7 @@ that open_clip takes from timm, SigLIP's among them, have timm's names under `vi
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -115,12 +115,18 @@ class Place:
     transposed: bool = False
     """Whether rows there are columns here; without it, ours is theirs joined and reshaped."""
 
+    whole: bool = False
+    """Whether its numbers are whole, as a count of batches."""
+
 
 def places(config: DualEncoderConfig) -> list[Place]:
     """Every tensor of a model, with the names of open_clip's CLIP class."""
     with shapes_only():
         tensors = DualEncoder(config).state_dict()
-    return [_place(name, tuple(tensor.shape), config) for name, tensor in tensors.items()]
+    return [
+        replace(_place(name, tuple(tensor.shape), config), whole=not tensor.is_floating_point())
+        for name, tensor in tensors.items()
+    ]
 
 
 def _place(ours: str, shape: tuple[int, ...], config: DualEncoderConfig) -> Place:
@@ -171,14 +177,15 @@ def to_ours(tensors: dict[str, Tensor], listed: list[Place], where: str) -> dict
         where: What the tensors came from, for messages.
 
     Raises:
-        CheckpointError: One is missing, too many, or of another shape; it names open_clip's tensor.
+        CheckpointError: One is missing, too many, or of another shape or kind; it names open_clip's
+            tensor.
     """
     ours = {}
     for place in listed:
-        parts = [_taken(tensors, name, place.shape, where) for name in place.theirs]
+        parts = [_taken(tensors, name, place, where) for name in place.theirs]
         tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
         tensor = tensor.T.contiguous() if place.transposed else tensor.reshape(place.our_shape)
-        ours[place.ours] = tensor.float() if tensor.is_floating_point() else tensor
+        ours[place.ours] = tensor if place.whole else tensor.float()
     for name, tensor in tensors.items():
         raise CheckpointError(
             f"{where} has a tensor {name} {list(tensor.shape)}, which the model it describes does "
@@ -187,8 +194,9 @@ def to_ours(tensors: dict[str, Tensor], listed: list[Place], where: str) -> dict
     return ours
 
 
-def _taken(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...], where: str) -> Tensor:
+def _taken(tensors: dict[str, Tensor], name: str, place: Place, where: str) -> Tensor:
     """One tensor, taken out and checked."""
+    shape = place.shape
     if name not in tensors and name.endswith(COUNTER):
         return torch.zeros((), dtype=torch.int64)
     if name not in tensors:
@@ -203,6 +211,12 @@ def _taken(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...], where:
         raise CheckpointError(
             f"{where} has a tensor {name} of shape {list(tensor.shape)}, and the model it "
             f"describes wants {list(shape)}. Check that weights and configuration belong together."
+        )
+    if tensor.is_floating_point() == place.whole:
+        kinds = "whole numbers" if place.whole else "floats"
+        raise CheckpointError(
+            f"{where} has a tensor {name} of {tensor.dtype}, and the model it describes wants "
+            f"{kinds}. Use weights that were not quantised."
         )
     return tensor
 

@@ -271,6 +271,8 @@ def _tokenizer(tokenizer: Tokenizer) -> tuple[dict[str, Any], dict[str, bytes], 
     """What `text_cfg` says of the tokenizer, its files, and what open_clip does otherwise."""
     rules = tokenizer.rules
     for clean in ("lower", "whitespace", "canonicalize"):
+        if rules.cleaning != CLEANING[clean] or not rules.special_words:
+            continue
         theirs = clip_tokenizer("open_clip", tokenizer.context, clean=clean)
         if theirs.rules == rules and theirs.to_json() == tokenizer.to_json():
             return ({} if clean == "lower" else {"tokenizer_kwargs": {"clean": clean}}), {}, []

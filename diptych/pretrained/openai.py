@@ -42,7 +42,7 @@ def read_openai(
         CheckpointError: It is damaged, or holds another model.
     """
     loaded = read_weights(path) if tensors is None else tensors
-    named = plain_names(loaded)
+    named = plain_names(loaded, str(path))
     try:
         model: dict[str, Any] = {"quick_gelu": True, **_shapes(named)}
     except (KeyError, IndexError, ValueError) as error:

@@ -1,8 +1,8 @@
 """Opening a model that anyone saved: ours, open_clip's, transformers', OpenAI's or big_vision's.
 
-Which reader it takes is told by the files: a folder says what it is by its config, an OpenAI
-archive by its tensors. Bare weights say nothing of how to feed them, and are refused unless the
-caller names the architecture, whose contract is in `architectures.py`.
+Which reader it takes is told by the files: a folder says what it is by their names (`layouts.py`),
+an OpenAI archive by its tensors. Bare weights say nothing of how to feed them, and are refused
+unless the caller names the architecture, whose contract is in `architectures.py`.
 """
 
 from pathlib import Path
@@ -17,7 +17,8 @@ from diptych.pretrained.architectures import read_named, refuse_bare
 from diptych.pretrained.big_vision import read_big_vision
 from diptych.pretrained.foreign import Foreign
 from diptych.pretrained.hub import ALIASES, fetch, repository_of
-from diptych.pretrained.open_clip import is_open_clip, read_open_clip
+from diptych.pretrained.layouts import DIPTYCH, OPEN_CLIP, TRANSFORMERS, Layout, marked_layout
+from diptych.pretrained.open_clip import read_open_clip
 from diptych.pretrained.openai import is_openai, read_openai
 from diptych.pretrained.positions import Method, resize_positions
 from diptych.pretrained.transformers import is_transformers, read_transformers
@@ -52,6 +53,11 @@ def open_model(
             not go with what is there.
         CheckpointError: It is no model, incomplete, damaged, or of a kind that is not known.
     """
+    if image_size is not None and image_size < 1:
+        raise RequestError(
+            f"image_size is {image_size}, and pictures have sides of at least 1 pixel. "
+            "Use a number such as 224."
+        )
     path, notes = find(spec, offline=offline)
     named = {"architecture": architecture, "tokenizer": tokenizer}
     if path.is_file():
@@ -63,9 +69,10 @@ def open_model(
                     f"{path} is a folder that says itself what it is, and {name} {str(value)!r} is "
                     f"given too. Leave {name} out."
                 )
-        if not is_open_clip(path) and not is_transformers(path):
+        layout = _layout(path)
+        if layout is None:
             return _our_own(path, image_size)
-        read = read_open_clip if is_open_clip(path) else read_transformers
+        read = read_open_clip if layout == OPEN_CLIP else read_transformers
         foreign = read(path, image_size=image_size)
     return make_bundle(
         foreign.config,
@@ -88,7 +95,7 @@ def find(spec: str | Path, *, offline: bool = False) -> tuple[Path, tuple[str, .
         CheckpointError: The hub cannot be reached, or a folder holds no model.
     """
     path = Path(spec)
-    if not path.exists():
+    if not _is_there(path):
         repository = repository_of(str(spec))
         if repository is not None:
             return fetch(repository, offline=offline)
@@ -96,9 +103,40 @@ def find(spec: str | Path, *, offline: bool = False) -> tuple[Path, tuple[str, .
             f"there is no model in {spec}: nothing is there. Check the path, write hf:org/name, or "
             f"use a short name. {nearest(str(spec), ALIASES)}"
         )
-    if path.is_file() or is_open_clip(path) or is_transformers(path):
+    if path.is_file() or _layout(path) is not None:
         return path, ()
     return find_model(path), ()
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is a file or a folder.
+
+    Raises:
+        RequestError: It cannot be known: the name is too long for a path, a folder may not be read.
+    """
+    try:
+        return path.exists()
+    except OSError as error:
+        raise RequestError(
+            f"there is no model in {path!s:.100}: {error.strerror}. Check the path."
+        ) from error
+
+
+def _layout(folder: Path) -> Layout | None:
+    """Of which other library a folder is; None: ours, or none.
+
+    Raises:
+        RequestError: The folder may not be read.
+        CheckpointError: It may be of transformers, and its config.json cannot be read.
+    """
+    try:
+        names = {path.name for path in folder.iterdir()}
+    except OSError as error:
+        raise RequestError(f"{folder} cannot be read: {error.strerror}. Check the path.") from error
+    found = marked_layout(names)
+    if found == TRANSFORMERS and not is_transformers(folder):
+        return OPEN_CLIP if OPEN_CLIP.mark in names else None
+    return None if found == DIPTYCH else found
 
 
 def _our_own(folder: Path, image_size: int | None) -> Bundle:
@@ -112,9 +150,12 @@ def _our_own(folder: Path, image_size: int | None) -> Bundle:
         return bundle
     config, tensors = bundle.model.config, bundle.model.state_dict()
     if isinstance(config.image, TimmTowerConfig):
+        remedy = "Leave image_size out"
+        if bundle.made_by != "diptych":
+            remedy += f", or open the model of {bundle.made_by} that it was converted from with it"
         raise RequestError(
-            f"{folder} has an image tower of timm for {config.image.image_size} px, which only its "
-            f"first library resizes. Open the original with image_size {image_size}."
+            f"{folder} has an image tower of timm for {config.image.image_size} px, and Diptych "
+            f"cannot resize such a tower to {image_size} px. {remedy}."
         )
     values: dict[str, Any] = {**config.image.model_dump(), "image_size": image_size}
     image: ImageTowerConfig | ResNetTowerConfig

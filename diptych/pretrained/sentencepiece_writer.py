@@ -38,7 +38,7 @@ def siglip_files(tokenizer: Tokenizer) -> tuple[bytes, dict[str, Any], list[str]
     settings = {
         "tokenizer_class": "SiglipTokenizer",
         "model_max_length": tokenizer.context,
-        "do_lower_case": "lower" in rules.cleaning_between or bool(notes),
+        "do_lower_case": bool(notes) or "lower" in (*rules.cleaning, *rules.cleaning_between),
         "eos_token": rules.end,
         "pad_token": values["padding"]["pad_token"],
         "unk_token": rules.behind or unknown,

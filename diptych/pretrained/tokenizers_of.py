@@ -24,6 +24,7 @@ from tokenizers import (
 from diptych.data.cleaning import TextRules
 from diptych.data.tokenizer import Tokenizer
 from diptych.errors import CheckpointError
+from diptych.files import read_json
 from diptych.pretrained.clip_vocabulary import CLEANING, clip_tokenizer, transformers_clip
 from diptych.pretrained.sentencepiece import read_pieces, siglip_tokenizer
 
@@ -72,15 +73,22 @@ def open_clip_tokenizer(folder: Path, text: Mapping[str, Any]) -> Tokenizer:
         CheckpointError: The tokenizer is missing, damaged, or of a kind that is not read.
     """
     context = text.get("context_length", 77)
-    settings = dict(text.get("tokenizer_kwargs") or {})
+    if context < 3:
+        raise CheckpointError(
+            f"{folder} has context_length {context}, which leaves no room between start and end. "
+            "Copy the folder again."
+        )
+    given = text.get("tokenizer_kwargs") or {}
+    settings = dict(given) if isinstance(given, Mapping) else {"tokenizer_kwargs": given}
     theirs = bool(text.get("hf_tokenizer_name"))
     clean = settings.pop("clean", "whitespace" if theirs else "lower")
-    extra = () if theirs else tuple(settings.pop("additional_special_tokens", None) or ())
+    extra = () if theirs else _words(settings)
     if text.get("tokenizer_mode"):
         settings["tokenizer_mode"] = text["tokenizer_mode"]
     asked = {name: value for name, value in settings.items() if value}
-    if asked or clean not in CLEANING:
-        what = f"clean={clean!r}" if clean not in CLEANING else f"{asked}"
+    known = isinstance(clean, str) and clean in CLEANING
+    if asked or not known:
+        what = f"{asked}" if known else f"clean={clean!r}"
         raise CheckpointError(
             f"{folder} asks open_clip's tokenizer for {what}, which is not known. "
             f"Known are clean = {', '.join(CLEANING)}, and nothing besides."
@@ -90,6 +98,15 @@ def open_clip_tokenizer(folder: Path, text: Mapping[str, Any]) -> Tokenizer:
     inner = transformers_tokenizer(folder, context=context)
     rules = inner.rules.model_copy(update={"cleaning": (*CLEANING[clean], *inner.rules.cleaning)})
     return Tokenizer.from_json(inner.to_json(), rules)
+
+
+def _words(settings: dict[str, Any]) -> tuple[str, ...]:
+    """open_clip's additional special tokens, taken out; what is no list of words stays there."""
+    words = settings.get("additional_special_tokens") or []
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        return ()
+    settings.pop("additional_special_tokens", None)
+    return tuple(words)
 
 
 def transformers_tokenizer(folder: Path, *, context: int) -> Tokenizer:
@@ -102,11 +119,9 @@ def transformers_tokenizer(folder: Path, *, context: int) -> Tokenizer:
     Raises:
         CheckpointError: The tokenizer is missing, damaged, or of a kind that is not read.
     """
-    settings = _json(folder / "tokenizer_config.json")
-    config = _json(folder / "config.json")
-    kind = _class(settings.get("tokenizer_class") or config.get("tokenizer_class"), config)
+    kind = tokenizer_class(folder)
     try:
-        stated = _stated(folder, settings)
+        stated = _stated(folder)
         if kind == "SiglipTokenizer":
             added = {"added_tokens": stated.added} if stated.added else {}
             return siglip_tokenizer(folder / "spiece.model", stated.settings | added, context)
@@ -126,22 +141,27 @@ def transformers_tokenizer(folder: Path, *, context: int) -> Tokenizer:
         raise _damaged(folder, error) from error
 
 
-def _class(stated: str | None, config: Mapping[str, Any]) -> str:
+def tokenizer_class(folder: Path) -> str:
     """The class that AutoTokenizer takes, without "Fast": the folder's word counts, but for the
-    kind "siglip2", where it is known to be wrong."""
+    kind "siglip2", where it is known to be wrong.
+
+    Raises:
+        CheckpointError: A file is damaged.
+    """
+    config = _json(folder / "config.json")
+    written = _json(folder / "tokenizer_config.json").get("tokenizer_class")
+    stated = str(written or config.get("tokenizer_class") or "")
     kind = str(config.get("model_type", ""))
-    usual = OF_MODEL.get(kind, "")
     if kind == "siglip2" or not stated:
-        return usual
+        return OF_MODEL.get(kind, "")
     return stated.removesuffix("Fast")
 
 
-def _stated(folder: Path, settings: dict[str, Any]) -> Stated:
+def _stated(folder: Path) -> Stated:
     """Everything that is written about a tokenizer; tokenizer_config.json counts more than older
     files, and its list of added tokens more than that of tokenizer.json."""
-    file = _json(folder / "tokenizer.json")
+    settings, file = _json(folder / "tokenizer_config.json"), _json(folder / "tokenizer.json")
     decoder: dict[int, AddedToken] = {}
-    settings = dict(settings)
     if "added_tokens_decoder" in settings:
         for number, token in settings["added_tokens_decoder"].items():
             decoder[int(number)] = _token(token)
@@ -227,7 +247,13 @@ def _gemma(stated: Stated, context: int) -> Tokenizer:
 
 def _siglip2(stated: Stated, context: int) -> Tokenizer:
     """Siglip2Tokenizer: Gemma's in lower case."""
-    made = tokenizers.Tokenizer.from_str((gemma := _gemma(stated, context)).to_json())
+    return lower_cased(_gemma(stated, context))
+
+
+def lower_cased(gemma: Tokenizer) -> Tokenizer:
+    """What Siglip2Tokenizer makes of a GemmaTokenizer: texts in lower case, special tokens as they
+    are."""
+    made = tokenizers.Tokenizer.from_str(gemma.to_json())
     made.normalizer = normalizers.Sequence([normalizers.Lowercase(), made.normalizer])
     return Tokenizer(made, gemma.rules)
 
@@ -363,12 +389,9 @@ def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except ValueError as error:
         raise CheckpointError(f"{path} cannot be read: {error}. Copy the file again.") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} holds no table of settings. Copy the file again.")
-    return values
 
 
 def _missing(folder: Path, what: str) -> CheckpointError:

@@ -41,6 +41,10 @@ CLASS = "__torch__."
 MOST_INSTRUCTIONS, MOST_MODULES = 1_000_000, 100_000
 """In one archive. The largest of CLIP's have some tens of thousands, and some thousands."""
 
+MOST_LETTERS = 10_000_000
+"""Of all names together; CLIP's have some tens of thousands. A module that stands in two others has
+two names, so a small file may name its tensors without end."""
+
 PIECE = 1 << 20
 """Bytes read at a time."""
 
@@ -157,7 +161,7 @@ class _Storages:
                 if key not in self._read:
                     self._read[key] = self._load(key, STORAGES[kind], count)
                 return self._read[key]
-        raise Refused(f"the storage {identity!r:.100}")
+        raise Refused(f"the storage {_said(identity)}")
 
     def _load(self, key: str, dtype: torch.dtype, count: int) -> Tensor:
         """Read a storage."""
@@ -185,8 +189,9 @@ def _rebuild_tensor(arguments: tuple[Any, ...]) -> Tensor:
     """
     match arguments:
         case (Tensor() as row, int(offset), tuple(shape), tuple(strides), _, _):
-            return row.as_strided(shape, strides, offset)
-    raise Refused(f"a tensor of {arguments!r:.100}")
+            if all(type(number) is int for number in (*shape, *strides)):
+                return row.as_strided(shape, strides, offset)
+    raise Refused(f"a tensor of {_said(arguments)}")
 
 
 def _first(arguments: tuple[Any, ...]) -> Any:
@@ -282,10 +287,11 @@ class _Machine:
                 _as(list, stack[-1]).extend(items)
             case "SETITEM":
                 key, value = self._last(2)
-                _as(dict, stack[-1])[key] = value
+                _as(dict, stack[-1])[_key(key)] = value
             case "SETITEMS":
                 items = self._since_mark()
-                _as(dict, stack[-1]).update(zip(items[::2], items[1::2], strict=True))
+                keys = map(_key, items[::2])
+                _as(dict, stack[-1]).update(zip(keys, items[1::2], strict=True))
             case "BINPERSID":
                 stack.append(self._storage(stack.pop()))
             case "REDUCE":
@@ -330,22 +336,49 @@ def _as(kind: type, value: Any) -> Any:
     return value
 
 
+def _key(value: Any) -> str | int:
+    """The value, which must be a name or a number: to look a tuple up may take without end."""
+    if not isinstance(value, str | int):
+        raise Refused(f"a table with a {type(value).__name__} for a name")
+    return value
+
+
+def _said(value: object) -> str:
+    """A value for a message. Its parts are not shown further down: tuples of tuples that stand in
+    a file once each may have parts without end."""
+    if isinstance(value, tuple):
+        return f"({', '.join(_said_alone(part) for part in value[:6])})"
+    return _said_alone(value)
+
+
+def _said_alone(value: object) -> str:
+    """A value without its parts."""
+    if isinstance(value, Named):
+        return f"{value.name:.100}"
+    return f"{value!r:.100}" if isinstance(value, str | int | None) else type(value).__name__
+
+
 def _named_tensors(top: object) -> dict[str, Tensor]:
     """The tensors of a module and of the modules in it, by their dotted names.
 
     Raises:
-        Refused: There are no tensors, or modules without end.
+        Refused: There are no tensors, or modules or names without end.
     """
     tensors: dict[str, Tensor] = {}
     modules: list[tuple[str, Mapping[str, Any]]] = [("", _as(Module, top).attributes)]
+    letters = 0
     for prefix, attributes in modules:  # grows on the way
         for name, value in attributes.items():
+            whole = f"{prefix}{name}"
+            letters += len(whole)
+            if letters > MOST_LETTERS:
+                raise Refused("names without end")
             if isinstance(value, Tensor):
-                tensors[f"{prefix}{name}"] = value
+                tensors[whole] = value
             elif isinstance(value, Module):
                 if len(modules) > MOST_MODULES:
                     raise Refused("modules without end")
-                modules.append((f"{prefix}{name}.", value.attributes))
+                modules.append((f"{whole}.", value.attributes))
     if not tensors:
         raise Refused("no tensor at all")
     return tensors

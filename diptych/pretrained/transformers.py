@@ -20,14 +20,20 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from diptych.checkpoint import Bundle
+from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import ImageTransformConfig
 from diptych.errors import CheckpointError
-from diptych.files import refused
+from diptych.files import read_json, refused
 from diptych.models.dual_encoder import DualEncoderConfig
 from diptych.models.image_tower import ImageTowerConfig
 from diptych.pretrained.foreign import Foreign
+from diptych.pretrained.layouts import TRANSFORMERS
 from diptych.pretrained.positions import resize_positions
-from diptych.pretrained.tokenizers_of import transformers_tokenizer
+from diptych.pretrained.tokenizers_of import (
+    lower_cased,
+    tokenizer_class,
+    transformers_tokenizer,
+)
 from diptych.pretrained.transformers_config import (
     LEGACY_END,
     family_of,
@@ -40,22 +46,20 @@ from diptych.pretrained.transformers_pixels import read_pixels, write_pixels
 from diptych.pretrained.transformers_words import write_words
 from diptych.pretrained.weights import read_weights
 
-WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
+LOWER_CASED = (
+    "SigLIP 2 was trained on lower-cased text, which transformers' GemmaTokenizer does not do: "
+    "texts are lower-cased here"
 )
-"""Where weights are looked for, in the order of transformers."""
 
 
 def is_transformers(folder: Path) -> bool:
-    """Whether this is a model folder of transformers, of whatever kind."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and "model_type" in config
+    """Whether this is a model folder of transformers, of whatever kind.
+
+    Raises:
+        CheckpointError: It has a config.json that cannot be read.
+    """
+    path = folder / TRANSFORMERS.mark
+    return path.is_file() and "model_type" in _read_json(path)
 
 
 def read_transformers(folder: Path, *, image_size: int | None = None) -> Foreign:
@@ -75,9 +79,10 @@ def read_transformers(folder: Path, *, image_size: int | None = None) -> Foreign
     stated = _read_json(path)
     family = family_of(stated, path)
     context = section(stated, family, "text_config")["max_position_embeddings"]
-    tokenizer = transformers_tokenizer(folder, context=context)
+    transform, pixel_notes = _read_pixels(folder, family)
+    tokenizer, word_notes = _read_words(folder, family, context)
     config = read_config(stated, family, tokenizer, path)
-    transform, notes = _read_pixels(folder, family)
+    notes = [*pixel_notes, *word_notes]
     if image_size is None and transform.image_size != config.image.image_size:
         raise CheckpointError(
             f"{folder} makes pictures of {transform.image_size} pixels for a model that takes "
@@ -138,6 +143,21 @@ def _exchange(settings: dict[str, Any], tensors: dict[str, Tensor], one: int, ot
     tensors[TOKENS] = table
 
 
+def _read_words(folder: Path, family: Family, context: int) -> tuple[Tokenizer, list[str]]:
+    """The tokenizer, and what is not as transformers has it.
+
+    SigLIP 2 is published as a SigLIP with GemmaTokenizer, which keeps upper case; the model was
+    trained without (Tschannen et al., arXiv:2502.14786; transformers#43101).
+
+    Raises:
+        CheckpointError: It is missing, damaged, or of a kind that is not read.
+    """
+    tokenizer = transformers_tokenizer(folder, context=context)
+    if family == "siglip" and tokenizer_class(folder) == "GemmaTokenizer":
+        return lower_cased(tokenizer), [LOWER_CASED]
+    return tokenizer, []
+
+
 def _read_pixels(folder: Path, family: Family) -> tuple[ImageTransformConfig, list[str]]:
     """What happens to pictures, and what was completed.
 
@@ -154,6 +174,11 @@ def _read_pixels(folder: Path, family: Family) -> tuple[ImageTransformConfig, li
                 "Fetch the file from where the weights came from."
             )
         stated = _read_json(path)
+    elif not isinstance(stated, dict):
+        raise CheckpointError(
+            f"{path} has image_processor={stated!r}, and a table belongs there. Copy the file "
+            "again."
+        )
     return read_pixels(stated, family, path)
 
 
@@ -163,7 +188,7 @@ def _weights_path(folder: Path) -> Path:
     Raises:
         CheckpointError: There is none.
     """
-    for name in WEIGHTS:
+    for name in TRANSFORMERS.weights:  # in the order of transformers
         if (folder / name).is_file():
             return folder / name
     raise CheckpointError(
@@ -193,14 +218,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: It cannot be read, or holds something else.
     """
+    if not path.is_file():
+        raise CheckpointError(f"there is no {path}. Copy the whole folder again.")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"there is no {path}. Copy the whole folder again.") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}). Copy the file again.") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(
-            f"{path} holds a {type(found).__name__}, not a table. Copy the file again."
-        )
-    return found
+        return read_json(path)
+    except ValueError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}. Copy the file again.") from error

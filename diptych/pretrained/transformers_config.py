@@ -103,6 +103,15 @@ SHAPES: dict[Family, dict[str, Any]] = {
 }
 """Our words for what every CLIPModel and every SiglipModel has."""
 
+KINDS: dict[type, tuple[type, ...]] = {
+    int: (int,),
+    float: (int, float),
+    bool: (bool,),
+    str: (str,),
+}
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+"""What a setting may be, by the kind of its default, and what that is called."""
+
 LEGACY_END = 2
 """An `eos_token_id` that was written wrongly for years; transformers takes the largest id of each
 text as its end where it stands."""
@@ -133,11 +142,24 @@ def section(stated: Mapping[str, Any], family: Family, name: str) -> dict[str, A
     """The settings of one tower, `text_config` or `vision_config`, completed.
 
     Old files of CLIP have `text_config_dict` too: it wins, with the defaults of its own.
+
+    Raises:
+        CheckpointError: A setting is of another kind than transformers' default, such as a text
+            where a number belongs.
     """
     defaults = DEFAULTS[family][name]
     settings = {**defaults, **_given(stated.get(name))}
     older = stated.get(f"{name}_dict") if family == "clip" else None
-    return settings if older is None else {**settings, **defaults, **_given(older)}
+    if older is not None:
+        settings |= {**defaults, **_given(older)}
+    for field, default in defaults.items():
+        value, kind = settings[field], type(default)
+        if type(value) not in KINDS[kind]:
+            raise CheckpointError(
+                f"config.json has {field}={value!r} in {name}, and {WORDS[kind]} belongs there. "
+                "Use a model for square pictures, with one value for each setting."
+            )
+    return settings
 
 
 def read_config(
@@ -177,7 +199,8 @@ def read_config(
         for tower, settings in (("image", image), ("text", text)):
             values[tower] |= {ours: settings[theirs] for theirs, ours in TOWER.items()}
             values[tower]["activation"] = _activation(settings["hidden_act"])
-        values["image"]["cut_edge"] = _leaves_an_edge(image["image_size"], image["patch_size"])
+        patch = max(1, image["patch_size"])  # less is refused by the tower
+        values["image"]["cut_edge"] = image["image_size"] % patch != 0
         if image["num_channels"] != 3 or image.get("vision_use_head") is False:
             raise ConfigError(
                 f"the image tower has num_channels={image['num_channels']} and "
@@ -261,16 +284,6 @@ def _end_token(text: Mapping[str, Any], family: Family, tokenizer: Tokenizer, pa
         f"tokenizer ends texts with token {tokenizer.end_token}. "
         "Use the tokenizer that was saved with the model."
     )
-
-
-def _leaves_an_edge(image_size: Any, patch_size: Any) -> bool:
-    """Whether the patches do not fill the picture."""
-    if not isinstance(image_size, int) or not isinstance(patch_size, int) or patch_size < 1:
-        raise ConfigError(
-            f"image_size is {image_size!r} and patch_size {patch_size!r}. "
-            "Use a model for square pictures and patches, with one number for each."
-        )
-    return image_size % patch_size != 0
 
 
 def _activation(name: str) -> Activation:

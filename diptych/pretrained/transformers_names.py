@@ -160,7 +160,7 @@ def _take(weights: dict[str, Tensor], name: str, shape: tuple[int, ...], path: P
     """One of their tensors, taken out, as float32.
 
     Raises:
-        CheckpointError: It is missing or of another shape.
+        CheckpointError: It is missing, of another shape, or no floats.
     """
     if name not in weights:
         raise CheckpointError(
@@ -173,6 +173,11 @@ def _take(weights: dict[str, Tensor], name: str, shape: tuple[int, ...], path: P
         raise CheckpointError(
             f"{path} does not fit config.json: {name} has shape {list(tensor.shape)}, and the "
             f"model wants {list(shape)}. Use the config.json that was saved with the weights."
+        )
+    if not tensor.is_floating_point():
+        raise CheckpointError(
+            f"{path} holds {name} as {tensor.dtype}, and the model wants floats. "
+            "Use weights that are not quantised."
         )
     return tensor.float()
 

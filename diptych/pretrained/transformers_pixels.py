@@ -70,7 +70,7 @@ def read_pixels(
         CheckpointError: It asks for something that Diptych cannot do.
     """
     name = stated.get("image_processor_type") or stated.get("feature_extractor_type")
-    if name is not None and name not in PROCESSORS:
+    if name is not None and not (isinstance(name, str) and name in PROCESSORS):
         raise CheckpointError(
             f"{path} asks for the image processor {name!r}, which Diptych does not know. "
             f"Known: {', '.join(sorted(PROCESSORS))}."
@@ -81,7 +81,7 @@ def read_pixels(
     _require(values, {"do_resize": True, "do_rescale": True, "do_pad": False}, path)
     if values["rescale_factor"] != PER_PIXEL:
         raise _unknown("rescale_factor", values["rescale_factor"], PER_PIXEL, path)
-    if values["resample"] not in FILTERS:
+    if not isinstance(values["resample"], int) or values["resample"] not in FILTERS:
         raise _unknown("resample", values["resample"], "3 (bicubic) or 2 (bilinear)", path)
     resize, side = _size(values, path)
     plain = not values["do_normalize"]

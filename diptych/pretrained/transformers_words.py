@@ -1,24 +1,22 @@
 """Our tokenizers as files that transformers' AutoTokenizer reads.
 
-CLIP's and SigLIP's own vocabularies become transformers' classes for them. Any other tokenizer.json
-is written as it is, and transformers is told to take it so; cleaning that Diptych does in Python
-becomes steps inside it. What comes out otherwise is said. `tokenizers_of.py` is the way back.
+CLIP's, SigLIP's and SigLIP 2's vocabularies become transformers' classes for them. Any other
+tokenizer.json is written as it is, and transformers is told to take it so; cleaning that Diptych
+does in Python becomes steps inside it. What comes out otherwise is said. `tokenizers_of.py` is the
+way back, `sentencepiece_writer.py` writes SigLIP's.
 """
 
-import base64
 import json
-import re
-import struct
 from typing import Any
 
 import tokenizers
 from tokenizers import Regex, normalizers
 
-from diptych.data.cleaning import MENDING, Step, TextRules
+from diptych.data.cleaning import MENDING, Step
 from diptych.data.tokenizer import Tokenizer
 from diptych.errors import RequestError
 from diptych.pretrained.clip_vocabulary import OPEN_CLIP_WORDS, clip_tokenizer, clip_vocabulary
-from diptych.pretrained.sentencepiece import BYTE, CONTROL, NORMAL, UNIGRAM, UNKNOWN
+from diptych.pretrained.sentencepiece_writer import siglip_files
 from diptych.pretrained.transformers_names import Family
 
 STEPS: dict[Step, list[Any]] = {
@@ -37,8 +35,31 @@ NOT_MENDED = (
     "transformers' tokenizers do not mend encodings and HTML: texts with such faults, curly quotes "
     "or full-width forms get other ids there"
 )
+READ_AS_TOKENS = (
+    "transformers reads <|startoftext|> and <|endoftext|> written in a text as tokens, open_clip "
+    "<start_of_text> and <end_of_text>: texts with such words get other ids there"
+)
 RARE = "transformers cleans texts inside tokenizer.json: rare letters may come out otherwise there"
-STRICTER = "transformers' SiglipTokenizer also takes punctuation away"
+
+SIGLIP_2 = {
+    "normalizer": {
+        "type": "Sequence",
+        "normalizers": [
+            {"type": "Lowercase"},
+            {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+        ],
+    },
+    "pre_tokenizer": {
+        "type": "Split",
+        "pattern": {"String": " "},
+        "behavior": "MergedWithPrevious",
+        "invert": False,
+    },
+}
+"""What transformers' Siglip2Tokenizer does before its byte pairs, as tokenizer.json says it."""
+
+SIGLIP_2_WORDS = {"<bos>", "<unk>", "<mask>"}
+"""Special tokens that it would add."""
 
 Words = dict[str, str | bytes]
 """Contents of files by their name."""
@@ -60,7 +81,7 @@ def write_words(
     notes = []
     if _is_open_clip(tokenizer):
         tokenizer = clip_tokenizer("transformers", tokenizer.context)
-        notes.append(NOT_MENDED)
+        notes += [NOT_MENDED, READ_AS_TOKENS]
     rules = tokenizer.rules
     stated = json.loads(tokenizer.to_json())
     settings = {
@@ -74,9 +95,9 @@ def write_words(
     }
     steps = [*rules.cleaning, *rules.cleaning_between]
     if rules.sentencepiece != "no" and family == "siglip":
-        settings |= _siglip_settings(stated, rules)
-        notes += [STRICTER] if "punctuation" not in steps else []
-        return {"tokenizer_config.json": _pretty(settings), "spiece.model": _spiece(stated)}, notes
+        pieces, more, notes = siglip_files(tokenizer)
+        notes += [NOT_MENDED] if set(steps) & set(MENDING) else []
+        return {"tokenizer_config.json": _pretty(settings | more), "spiece.model": pieces}, notes
     unknown = [step for step in steps if step not in STEPS]
     if unknown or rules.special_words or rules.sentencepiece != "no":
         what = f"the words {rules.special_words}" if rules.special_words else f"steps {unknown}"
@@ -90,8 +111,7 @@ def write_words(
         notes += [RARE, *([NOT_MENDED] if set(steps) & set(MENDING) else [])]
     if exchanged is not None:
         _exchange(stated, *exchanged)
-    own = rules.end == "<|endoftext|>" and family == "clip"
-    settings["tokenizer_class"] = "CLIPTokenizer" if own else "PreTrainedTokenizerFast"
+    settings["tokenizer_class"] = _class(stated, rules.end, family)
     settings["split_special_tokens"] = not rules.reads_special or "punctuation" in rules.cleaning
     return {"tokenizer.json": _pretty(stated), "tokenizer_config.json": _pretty(settings)}, notes
 
@@ -102,6 +122,19 @@ def _is_open_clip(tokenizer: Tokenizer) -> bool:
         return False
     vocabulary, _ = clip_vocabulary(OPEN_CLIP_WORDS)
     return bool(json.loads(tokenizer.to_json())["model"]["vocab"] == vocabulary)
+
+
+def _class(stated: dict[str, Any], end: str, family: Family) -> str:
+    """transformers' class for a tokenizer.json."""
+    if end == "<|endoftext|>" and family == "clip":
+        return "CLIPTokenizer"
+    model = stated["model"]
+    pairs = model["type"] == "BPE" and model["byte_fallback"] and model["fuse_unk"]
+    words = {token["content"] for token in stated["added_tokens"]}
+    around = {name: stated[name] for name in SIGLIP_2}
+    if pairs and around == SIGLIP_2 and words >= SIGLIP_2_WORDS and family == "siglip":
+        return "Siglip2Tokenizer"
+    return "PreTrainedTokenizerFast"
 
 
 def _with_steps(tokenizer: Tokenizer, steps: list[Any]) -> dict[str, Any]:
@@ -125,63 +158,6 @@ def _exchange(stated: dict[str, Any], one: int, other: int) -> None:
     padding["pad_id"] = new.get(padding["pad_id"], padding["pad_id"])
     for special in (stated["post_processor"] or {}).get("special_tokens", {}).values():
         special["ids"] = [new.get(number, number) for number in special["ids"]]
-
-
-def _siglip_settings(stated: dict[str, Any], rules: TextRules) -> dict[str, Any]:
-    """What tokenizer_config.json says of a SiglipTokenizer beside its vocabulary."""
-    flags = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
-    theirs = "word_mark" in rules.cleaning  # otherwise the class has flags of its own
-    added = {
-        str(token["id"]): {name: token[name] for name in flags} for token in stated["added_tokens"]
-    }
-    return {
-        "tokenizer_class": "SiglipTokenizer",
-        "legacy": rules.sentencepiece == "marked",
-        "unk_token": stated["model"]["vocab"][stated["model"]["unk_id"]][0],
-        "do_lower_case": bool(
-            {"lower", "lower_ascii"} & {*rules.cleaning, *rules.cleaning_between}
-        ),
-        **({"added_tokens_decoder": added} if theirs else {}),
-    }
-
-
-def _spiece(stated: dict[str, Any]) -> bytes:
-    """A sentencepiece file of a tokenizer.json with a unigram vocabulary: a protobuf message."""
-    model = stated["model"]
-    pieces = b""
-    for index, (piece, score) in enumerate(model["vocab"]):
-        kind = NORMAL
-        if index == model["unk_id"]:
-            kind = UNKNOWN
-        elif model["byte_fallback"] and re.fullmatch("<0x[0-9A-F]{2}>", piece):
-            kind = BYTE
-        elif score == 0 and re.fullmatch("<.+>", piece):
-            kind = CONTROL
-        name = _bytes(1, piece.encode())
-        pieces += _bytes(1, name + b"\x15" + struct.pack("<f", score) + _number(3, kind))
-    trainer = _number(3, UNIGRAM) + _number(4, len(model["vocab"]))
-    trainer += _number(35, int(model["byte_fallback"])) + _number(40, model["unk_id"])
-    characters = base64.b64decode((stated["normalizer"] or {}).get("precompiled_charsmap", ""))
-    return pieces + _bytes(2, trainer) + _bytes(3, _bytes(2, characters))
-
-
-def _bytes(number: int, value: bytes) -> bytes:
-    """A protobuf field of bytes."""
-    return _integer(number << 3 | 2) + _integer(len(value)) + value
-
-
-def _number(number: int, value: int) -> bytes:
-    """A protobuf field of an integer."""
-    return _integer(number << 3) + _integer(value)
-
-
-def _integer(value: int) -> bytes:
-    """An integer of 7 bits a byte, the lowest first."""
-    start = bytearray()
-    while value > 0x7F:
-        start.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*start, value])
 
 
 def _pretty(values: dict[str, Any]) -> str:

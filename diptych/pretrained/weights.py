@@ -4,11 +4,11 @@
     .pt .pth .bin .ckpt by torch.save, and the .index.json of pytorch_model.bin
     TorchScript archives (`torchscript.py`)
 
-Files of torch.save are pickles; they are opened by torch's own reader that knows tensors and
-nothing else (`weights_only`). What the names mean is the business of the readers beside this file.
+Files of torch.save are pickles; `pickle_scan.py` looks at what they would cost, and torch's own
+reader that knows tensors and nothing else (`weights_only`) opens them. What the names mean is the
+business of the readers beside this file.
 """
 
-import json
 import re
 import warnings
 from collections.abc import Mapping
@@ -19,7 +19,15 @@ import torch
 from torch import Tensor
 
 from diptych.errors import CheckpointError
-from diptych.pretrained.torchscript import is_torchscript, is_zip, read_torchscript, refuse_bomb
+from diptych.files import read_json
+from diptych.pretrained.pickle_scan import Costly, refuse_costly
+from diptych.pretrained.torchscript import (
+    MOST_LETTERS,
+    is_torchscript,
+    is_zip,
+    read_torchscript,
+    refuse_bomb,
+)
 from diptych.tensors import PICKLE_NAMES, load_tensors, settled
 
 INDEX = ".index.json"
@@ -69,9 +77,8 @@ def _read_several(index: Path) -> dict[str, Tensor]:
             missing.
     """
     try:
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files = {name: str(file) for name, file in places.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        files = {name: str(file) for name, file in read_json(index)["weight_map"].items()}
+    except (ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{index} is damaged ({error!r}). Copy the file again.") from error
     tensors: dict[str, Tensor] = {}
     for file in sorted(set(files.values())):
@@ -98,32 +105,48 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         CheckpointError: It is none, or holds more than tensors.
     """
     try:
+        refuse_costly(path)
         with warnings.catch_warnings(action="ignore"):  # of what makes it refuse the file next
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except Costly as error:
+        raise CheckpointError(f"{path} was not opened: {error} {REMEDY}") from error
     except Exception as error:  # a damaged file ends in any exception
         raise CheckpointError(f"{path} was not opened: {_reason(str(error))} {REMEDY}") from error
     if not isinstance(content, Mapping):
         raise CheckpointError(
             f"{path} holds a {type(content).__name__}, not tensors by name. {REMEDY}"
         )
-    tensors = _flat(content)
+    tensors = _flat(content, path)
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors. {REMEDY}")
     return tensors
 
 
-def _flat(content: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """Tensors of tables inside tables by their names joined with dots; the rest is left out."""
+def _flat(content: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
+    """Tensors of tables inside tables by their names joined with dots; the rest is left out.
+
+    Raises:
+        CheckpointError: The names are without end.
+    """
     tensors: dict[str, Tensor] = {}
     tables = [("", content)]
     seen = {id(content)}
+    letters = 0
     for prefix, table in tables:  # grows on the way
         for key, value in table.items():
+            if not isinstance(key, str | int) or not isinstance(value, Tensor | Mapping):
+                continue
+            name = f"{prefix}{key}"
+            letters += len(name)
+            if letters > MOST_LETTERS:
+                raise CheckpointError(
+                    f"{path} has names of more than {MOST_LETTERS:,} letters. {REMEDY}"
+                )
             if isinstance(value, Tensor):
-                tensors[f"{prefix}{key}"] = value
-            elif isinstance(value, Mapping) and id(value) not in seen:
+                tensors[name] = value
+            elif id(value) not in seen:
                 seen.add(id(value))
-                tables.append((f"{prefix}{key}.", value))
+                tables.append((f"{name}.", value))
     return tensors
 
 

@@ -17,17 +17,19 @@ NAME = "finetune"
 
 RATE = 0.1
 """Highest rate times the width of the model, at `FULL_BATCH`. CLIP was trained at 0.4 / width (5e-4
-at 768, 4e-4 at 1,024; arXiv:2103.00020, table 20): a quarter of it for the top layers, and by
-layer_decay far less below. That is 1.3e-4 for ViT-B and 1e-4 for ViT-L at the top."""
+at 768, 4e-4 at 1,024; arXiv:2103.00020, from memory of the paper's table): a quarter of it for the
+top layers, and by layer_decay far less below. That is 1.3e-4 for ViT-B and 1e-4 for ViT-L at the
+top. A choice of ours."""
 
 LORA_FACTOR = 10
-"""Adapters want ten times the rate of the weights themselves: B begins at zero, and the product of
-two small matrices moves slowly (Schulman et al., LoRA Without Regret, 2025; Hu et al. took
-2e-4 for GPT-3 and 5e-6 for all of its weights, arXiv:2106.09685, table 12)."""
+"""Adapters want about ten times the rate of the weights themselves (Schulman et al., LoRA Without
+Regret, 2025; from memory): B begins at zero, and the product of two small matrices moves slowly.
+Hu et al. took 2e-4 for GPT-3 and 5e-6 for all of its weights (arXiv:2106.09685, from memory of the
+paper's table)."""
 
 FULL_BATCH, LEAST_BATCH = 256, 8
 """Pairs per step where there are enough of them; with fewer the rate falls with the root of the
-batch (Malladi et al., arXiv:2205.10287)."""
+batch (Malladi et al., arXiv:2205.10287, from memory)."""
 
 FEWEST_STEPS_PER_EPOCH = 8
 """A batch is at most such a part of the pairs: larger ones hold most of the source at once and give
@@ -47,7 +49,7 @@ def finetune() -> Run:
         optimizer=OptimizerConfig(
             lr=1e-4,
             # Towards zero is away from the start. SigLIP trains best without decay of pretrained
-            # image weights (arXiv:2303.15343).
+            # image weights (arXiv:2303.15343, from memory).
             weight_decay=0.0,
             # The running square of the gradients is not known yet, and the first steps from a good
             # place can do the most harm.

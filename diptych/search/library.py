@@ -112,7 +112,7 @@ class Library:
         """
         if model.fingerprint != self.model_fingerprint:
             remedy = "Give that model with --model, or build"
-            if not self.model_path.is_dir():
+            if not self.model_path.exists():
                 remedy = "That model is no longer there: build"
             raise RequestError(
                 f"{self.path} was made by the model {self.model_fingerprint} ({self.model_path}), "

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from diptych.batch import ImageTextBatch
 from diptych.checkpoint import Bundle
@@ -111,8 +111,10 @@ def train(
     to_training(session.model, run)
     with _followed(session), _stop_at_signals(session):
         for batch, waited_s in _timed(_batches(session)):
-            _step(session, batch, waited_s)
+            rate, norm = _step(session, batch, waited_s)
             complete, improved = session.done >= 1, False
+            if complete or session.progress.step % run.log_every == 0:
+                _log(session, rate, norm.item())
             if complete or session.progress.step % run.validate_every == 0:
                 validation_loss, improved = _validate(session, evaluators or {})
             stopped = session.comm.agree(session.stopped_by is not None)
@@ -168,8 +170,8 @@ def _timed(batches: Iterator[ImageTextBatch]) -> Iterator[tuple[ImageTextBatch, 
         yield batch, time.monotonic() - before
 
 
-def _step(session: Session, batch: ImageTextBatch, waited_s: float) -> None:
-    """One step, and a line of the log when it is due."""
+def _step(session: Session, batch: ImageTextBatch, waited_s: float) -> tuple[float, Tensor]:
+    """One step; its rate, and the length of its gradient."""
     run, progress, model = session.run, session.progress, session.model
     rate = learning_rate(session.middle, run.optimizer)
     for group in session.optimizer.param_groups:
@@ -188,8 +190,7 @@ def _step(session: Session, batch: ImageTextBatch, waited_s: float) -> None:
     session.window_loss += loss
     session.waited_s += waited_s
     _count_troubles(session, batch)
-    if progress.step % run.log_every == 0:
-        _log(session, rate, norm.item())
+    return rate, norm
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

@@ -4,7 +4,7 @@ A recipe is a function that returns a `Run` (`diptych/recipes/`); the command li
 of it; `loop.py` carries it out.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -125,7 +125,8 @@ class FinetuneConfig(Config):
     None chooses it by `most_lost`, or takes 0.5 where nothing is held out."""
 
     most_lost: float = Field(default=0.01, ge=0, le=1)
-    """Most that recall@10 of captions may fall on `held_out`, as a share: 0.01 is one point."""
+    """Most that recall@10 may fall on `held_out` in either direction, as a share: 0.01 is one
+    point. It bounds what is chosen on; what is reported on other pictures may differ by chance."""
 
     held_out: str | None = None
     """SOURCE of what the model can do already and is not to forget."""
@@ -192,7 +193,7 @@ class Run(Config):
     """Side of the loss tiles held at once; None chooses."""
 
     log_every: int = Field(default=10, ge=1)
-    """Steps per line of the log."""
+    """Steps per line of the log; the last step has one always."""
 
     trackers: tuple[TrackerName, ...] = ()
     """What else follows the run, beside log.jsonl (`trackers.py`)."""
@@ -214,9 +215,24 @@ class Run(Config):
         if side != picture:
             raise ConfigError(
                 f"model.image.image_size is {side} and data.transform.image_size {picture}. "
-                f"Set both to {side}."
+                f"Set both to {side}: --set model.image.image_size={side} "
+                f"--set data.transform.image_size={side}."
             )
         return self
+
+    def override(self, settings: Sequence[str]) -> "Run":
+        """A copy with dotted settings replaced, as of every config; pictures are prepared at the
+        size of a new image tower unless their size is set too."""
+        names = {setting.partition("=")[0].strip() for setting in settings}
+        if "model.image" in names and not names & {"data.transform", "data.transform.image_size"}:
+            ours = [one.strip().removeprefix("model.") for one in settings]
+            ours = [one for one, whole in zip(ours, settings, strict=True) if one != whole.strip()]
+            try:
+                side = self.model.override(ours).image.image_size
+            except ConfigError:
+                return super().override(settings)  # which names the setting as it was written
+            settings = [*settings, f"data.transform.image_size={side}"]
+        return super().override(settings)
 
     def with_length(self, steps: int | None, epochs: float | None, minutes: float | None) -> "Run":
         """The same run with another length; all None leaves the length as it is."""

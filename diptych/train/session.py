@@ -170,7 +170,7 @@ def set_up(
     tokenizer = start.tokenizer if start else _tokenizer(run, folder, source, comm)
     train = _pipeline(run, source, tokenizer, order, training=True)
     model = (begin(run, start) if start else _model(run, tokenizer)).to(where)
-    for note in start_notes(run, start, model) if start else ():
+    for note in start_notes(run, start, model, total_steps) if start else ():
         live.say(note)
     if comm.size > 1 and where.type == "cuda":  # else see models/resnet_tower.py
         model.join_statistics()

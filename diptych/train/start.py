@@ -8,6 +8,7 @@ The run's folder keeps the model as it was in `before/`, so that the original is
 """
 
 import copy
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from diptych.config import Config
 from diptych.errors import ConfigError, RequestError
 from diptych.files import whole_folder
 from diptych.models.dual_encoder import DualEncoder
-from diptych.nn.lora import LoraConfig, add_adapters
+from diptych.nn.lora import LoraConfig, adapted_layers, add_adapters
 from diptych.pretrained.opening import open_model
 from diptych.train.depth import TOWERS, blocks_of, lowest
 from diptych.train.run import FinetuneConfig, Run, dotted
@@ -153,11 +154,24 @@ def begin(run: Run, start: Bundle) -> DualEncoder:
             if name in held:
                 weight.requires_grad_(False)
     if not any(weight.requires_grad for weight in model.parameters()):
-        raise ConfigError(
-            f"nothing would learn: no layer of {', '.join(finetune.lora.targets)} is left that is "
-            "not frozen. Freeze less, or use finetune.lora.rank=0."
-        )
+        raise _nothing_learns(run, finetune)
     return model
+
+
+def _nothing_learns(run: Run, finetune: FinetuneConfig) -> ConfigError:
+    """Which settings leave no place for adapters, and what to do."""
+    frozen = [f"model.{tower}.frozen" for tower in TOWERS if getattr(run.model, tower).frozen]
+    causes = [f"{name}=true" for name in frozen]
+    remedies = [f"--set {name}=false" for name in frozen]
+    if finetune.frozen_blocks:
+        causes.append(f"finetune.frozen_blocks={finetune.frozen_blocks}")
+        remedies.append("--set finetune.frozen_blocks=0")
+    if finetune.lora.targets != LoraConfig().targets or not causes:
+        causes.append(f"finetune.lora.targets={json.dumps(finetune.lora.targets)}")
+    return ConfigError(
+        f"nothing would learn: with {' and '.join(causes)} no layer is left that gets an adapter. "
+        f"Use {' or '.join([*remedies, '--set finetune.lora.rank=0'])}."
+    )
 
 
 def adapter_places(model: DualEncoder, lora: LoraConfig, frozen_blocks: int) -> list[str]:
@@ -189,8 +203,15 @@ def to_training(model: nn.Module, run: Run) -> None:
                 module.eval()
 
 
-def start_notes(run: Run, start: Bundle, model: DualEncoder) -> list[str]:
-    """What a person should know of how the run begins."""
+def start_notes(run: Run, start: Bundle, model: DualEncoder, steps: int | None) -> list[str]:
+    """What a person should know of how the run begins.
+
+    Args:
+        run: With the model it begins with.
+        start: That model.
+        model: The same as it will train.
+        steps: Length of the run; None for one measured in minutes.
+    """
     finetune = run.finetune
     assert finetune is not None
     learning = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
@@ -202,10 +223,36 @@ def start_notes(run: Run, start: Bundle, model: DualEncoder) -> list[str]:
         f"{learning:,} numbers learn, beside {whole:,} of the model"
         if finetune.lora.rank
         else f"{learning:,} of {whole:,} numbers learn",
+        _pace(run, finetune, steps),
     ]
-    if run.optimizer.weight_decay and not finetune.lora.rank:
+    if finetune.lora.rank:
+        notes += _bare_towers(run, model)
+    elif run.optimizer.weight_decay:
         notes.append(
             f"weight_decay {run.optimizer.weight_decay:g} pulls the weights of the start towards "
             "zero; --set optimizer.weight_decay=0 leaves them where they are"
         )
     return notes
+
+
+def _pace(run: Run, finetune: FinetuneConfig, steps: int | None) -> str:
+    """Batch, rate and length, as chosen by the recipe or asked for."""
+    length = f"{run.minutes:g} minutes" if steps is None else f"{steps:,} steps"
+    length = length if run.epochs is None else f"{run.epochs:g} epochs ({length})"
+    rate = f"{run.optimizer.lr:.1e}".replace("e-0", "e-")
+    said = [f"batch {run.batch}", f"rate {rate}", length, f"layer_decay {finetune.layer_decay:g}"]
+    if finetune.lora.rank:
+        said.append(f"adapters of rank {finetune.lora.rank}")
+    return ", ".join(said)
+
+
+def _bare_towers(run: Run, model: DualEncoder) -> list[str]:
+    """Towers that should learn by adapters and have no layer for one, as all of timm."""
+    places = adapted_layers(model)
+    return [
+        f"the {tower} tower has no layer that gets an adapter, so it stays as it is; "
+        "--set finetune.lora.rank=0 lets it learn"
+        for tower in TOWERS
+        if not getattr(run.model, tower).frozen
+        and not any(place.startswith(f"{tower}.") for place in places)
+    ]

@@ -9,7 +9,7 @@ Paper: Wortsman et al., Robust fine-tuning of zero-shot models (WiSE-FT), arXiv:
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -40,12 +40,16 @@ def between(before: DualEncoder, after: DualEncoder, alpha: float) -> DualEncode
     return model
 
 
-def choose_alpha(recall: Mapping[float, float], most_lost: float) -> float:
-    """The largest alpha at which the old task has lost at most `most_lost`.
+def choose_alpha(recalls: Mapping[float, Sequence[float]], most_lost: float) -> float:
+    """The largest alpha at which no direction of the old task has lost more than `most_lost`.
 
     Args:
-        recall: alpha -> recall on the old task, in [0, 1]; with 0, the start.
+        recalls: alpha -> recalls on the old task, one per direction, in [0, 1]; with 0, the start.
         most_lost: In [0, 1].
     """
-    enough = recall[0.0] - most_lost - 1e-9  # shares of whole counts: no rounding decides
-    return max(alpha for alpha, value in recall.items() if value >= enough)
+    enough = [recall - most_lost - 1e-9 for recall in recalls[0.0]]  # shares: no rounding decides
+    return max(
+        alpha
+        for alpha, found in recalls.items()
+        if all(recall >= least for recall, least in zip(found, enough, strict=True))
+    )
