@@ -29,7 +29,7 @@ from diptych.pretrained.positions import resize_positions, resize_text_positions
 from diptych.pretrained.tokenizers_of import open_clip_tokenizer
 from diptych.pretrained.weights import read_weights
 
-__all__ = ["foreign", "is_open_clip", "plain_names", "read_open_clip", "write_open_clip"]
+__all__ = ["foreign", "plain_names", "read_open_clip", "write_open_clip"]
 
 TABLE = "state_dict."
 """Before the names of the weights in a training checkpoint."""
@@ -42,11 +42,6 @@ FACTS = ("input_resolution", "context_length", "vocab_size")
 
 TEXT_NAMES = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_proj")
 """How the tensors of the text tower begin."""
-
-
-def is_open_clip(folder: Path) -> bool:
-    """Whether a folder is one of open_clip's."""
-    return (folder / OPEN_CLIP.mark).is_file()
 
 
 def read_open_clip(folder: Path, *, image_size: int | None = None) -> Foreign:

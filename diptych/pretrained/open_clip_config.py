@@ -18,6 +18,7 @@ from diptych.models.resnet_tower import ResNetTowerConfig
 from diptych.models.text_tower import TextTowerConfig
 from diptych.models.timm_tower import TimmTowerConfig
 from diptych.nn.blocks import Activation
+from diptych.pretrained.kinds import missing_kind
 
 MODEL: dict[str, Any] = {
     "embed_dim": 0,
@@ -164,18 +165,13 @@ def check_kinds(model: Any) -> None:
         if not isinstance(table, Mapping):
             raise ValueError(f"model_cfg.{place[:-1]} is {table!r}, and a table belongs there")
         for name, value in table.items():
-            kind = type(defaults.get(name))
-            if kind in KINDS and not all(
-                type(one) in KINDS[kind] for one in _each(value, place + name)
-            ):
-                raise ValueError(
-                    f"model_cfg.{place}{name} is {value!r}, and {WORDS[kind]} belongs there"
-                )
-
-
-KINDS: dict[type, tuple[type, ...]] = {int: (int,), float: (int, float), bool: (bool,)}
-WORDS = {int: "a whole number", float: "a number", bool: "true or false"}
-"""What a field may be, by the kind of its default, and what that is called."""
+            default = defaults.get(name)
+            for one in _each(value, place + name):
+                missing = missing_kind(one, default)
+                if missing and not isinstance(default, str):  # these may be null, and are matched
+                    raise ValueError(
+                        f"model_cfg.{place}{name} is {value!r}, and {missing} belongs there"
+                    )
 
 
 def _each(value: Any, name: str) -> list[Any]:

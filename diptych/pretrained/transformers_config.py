@@ -12,6 +12,7 @@ from diptych.errors import CheckpointError, ConfigError, RequestError
 from diptych.models.dual_encoder import DualEncoderConfig
 from diptych.models.image_tower import ImageTowerConfig
 from diptych.nn.blocks import Activation
+from diptych.pretrained.kinds import missing_kind
 from diptych.pretrained.transformers_names import Family
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -103,15 +104,6 @@ SHAPES: dict[Family, dict[str, Any]] = {
 }
 """Our words for what every CLIPModel and every SiglipModel has."""
 
-KINDS: dict[type, tuple[type, ...]] = {
-    int: (int,),
-    float: (int, float),
-    bool: (bool,),
-    str: (str,),
-}
-WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-"""What a setting may be, by the kind of its default, and what that is called."""
-
 LEGACY_END = 2
 """An `eos_token_id` that was written wrongly for years; transformers takes the largest id of each
 text as its end where it stands."""
@@ -153,11 +145,11 @@ def section(stated: Mapping[str, Any], family: Family, name: str) -> dict[str, A
     if older is not None:
         settings |= {**defaults, **_given(older)}
     for field, default in defaults.items():
-        value, kind = settings[field], type(default)
-        if type(value) not in KINDS[kind]:
+        missing = missing_kind(settings[field], default)
+        if missing:
             raise CheckpointError(
-                f"config.json has {field}={value!r} in {name}, and {WORDS[kind]} belongs there. "
-                "Use a model for square pictures, with one value for each setting."
+                f"config.json has {field}={settings[field]!r} in {name}, and {missing} belongs "
+                "there. Use a model for square pictures, with one value for each setting."
             )
     return settings
 
