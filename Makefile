@@ -10,7 +10,7 @@ DIPTYCH_DATA ?= ../shared/data
 export DIPTYCH_DATA
 PIP = -m pip install -qq --disable-pip-version-check
 
-.PHONY: demo test test-core test-peers check format bench real slow clean help
+.PHONY: demo test test-core test-peers check format bench real parity slow clean help
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -52,15 +52,21 @@ bench: .venv/.ready .venv-peers/.ready ## benchmarks against the peers, in one r
 	.venv-peers/bin/python benchmarks/losses.py
 	.venv-peers/bin/python benchmarks/train_step.py
 	.venv-peers/bin/python benchmarks/search.py
+	.venv-peers/bin/python benchmarks/load.py
 	.venv-peers/bin/python benchmarks/quality_per_minute.py
 	.venv/bin/python benchmarks/startup.py
 
 real: .venv/.ready         ## train and judge on the real data of DIPTYCH_DATA
 	.venv/bin/python -m pytest -m real tests/test_real_data.py
 	.venv/bin/python experiments/real.py
+	.venv/bin/python experiments/finetune.py
+
+parity: .venv-peers/.ready   ## our numbers against the original libraries', written to docs/parity.md
+	.venv-peers/bin/python experiments/parity.py
 
 slow: .venv/.ready .venv-peers/.ready   ## tests too long for CI
 	.venv/bin/python -m pytest -s -m "slow and not peers and not real"
+	.venv-peers/bin/python -m pytest -s -m "slow and peers"
 
 clean:           ## remove what these targets made
 	rm -rf .venv .venv-peers demo runs build dist
