@@ -94,8 +94,11 @@ WAYS = (
     Way(
         "lora",
         "finetune",
-        (*EPOCHS, "--set", "finetune.lora.rank=8"),
-        (("LoRA, rank 8, in every block", LAST), ("the same, with WiSE-FT", "model")),
+        (*EPOCHS, "--set", "finetune.lora.rank=8", "--set", "optimizer.lr=3.9e-4"),
+        (
+            ("LoRA, rank 8, in every block, at the default's rate", LAST),
+            ("the same, with WiSE-FT", "model"),
+        ),
     ),
     Way(
         "default",

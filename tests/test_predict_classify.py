@@ -111,7 +111,7 @@ def test_the_calibration_of_another_model_is_refused(tmp_path):
 def saved(tmp_path, monkeypatch):
     """The commands load this model, whatever the folder."""
     model = random_model(tmp_path)
-    monkeypatch.setattr("diptych.predict.model.load", lambda path, device: model)
+    monkeypatch.setattr("diptych.predict.model.load", lambda path, device, offline: model)
     return tmp_path
 
 

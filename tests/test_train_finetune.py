@@ -92,9 +92,17 @@ def stopped_at_the_first_look(model, tokenizer):
 
 @pytest.mark.parametrize(
     ("kind", "settings"),
-    [("vit", LAYERS), ("vit", LORA), ("resnet", (*LORA, "ema=null"))]
-    + [("resnet", ()), ("resnet", (*STATISTICS, "ema=0.9"))],
-    ids=["layers", "lora and ema", "lora in convolutions", "norms held", "norms learn"],
+    [
+        pytest.param("vit", LAYERS, id="layers"),
+        pytest.param("vit", LORA, id="lora and ema"),
+        pytest.param(
+            *("resnet", (*LORA, "ema=null")), id="lora in convolutions", marks=pytest.mark.slow
+        ),
+        pytest.param("resnet", (), id="norms held", marks=pytest.mark.slow),
+        pytest.param(
+            *("resnet", (*STATISTICS, "ema=0.9")), id="norms learn", marks=pytest.mark.slow
+        ),
+    ],
 )
 def test_a_stopped_run_ends_as_if_never_stopped_without_its_original(
     olds, tmp_path, quiet, kind, settings
@@ -123,6 +131,7 @@ train(run, Path(sys.argv[2]), evaluators={"k": lambda *_: os.kill(os.getpid(), s
 """
 
 
+@pytest.mark.slow  # stopped runs are above, killed ones in test_train_kill.py
 def test_a_killed_run_ends_as_if_never_killed(old, tmp_path, quiet):
     """Killed inside its validation after step 3, with a checkpoint of step 2 on the disk."""
     run = run_from(old, *LORA, "save.every_steps=2")

@@ -276,11 +276,13 @@ def test_what_is_replaced_and_what_decay_does_is_said(start):
     run = run_from(start)
     notes = "\n".join(start_notes(run, start, begin(run, start), 40))
     assert f"beginning with the/old ({start.fingerprint}): its model, vocabulary and prep" in notes
-    assert "batch 128, rate 1.0e-3, 30 epochs (40 steps), layer_decay 1" in notes
+    assert "batch 256, rate 1.0e-3, 40 steps, layer_decay 1\n" in notes
     assert "weight_decay 0.2 pulls the weights of the start towards zero" in notes
     run = run_from(start, "optimizer.weight_decay=0", "finetune.lora.rank=1")
+    run = run.with_length(None, 10.0, None)
     notes = "\n".join(start_notes(run, start, begin(run, start), 40))
     assert "towards zero" not in notes
+    assert "10 epochs (40 steps), layer_decay 1, adapters of rank 1" in notes
     assert "numbers learn, beside" in notes
 
 

@@ -24,6 +24,12 @@ Report = dict[str, dict[str, RetrievalResult]]
 WAYS = {"text": "text_to_image", "image": "image_to_text"}
 """The directions, as people and as results name them."""
 
+MEANING = {
+    "text R@k": "captions of which the picture is among the first k found",
+    "image R@k": "pictures of which a caption is among the first k found",
+}
+"""For people."""
+
 TASKS = {"held_out": "held out", "in_domain": "new task"}
 """The tasks, as finetune.json and as people name them."""
 
@@ -56,12 +62,14 @@ def choice(finetune: FinetuneConfig, exams: Exams, sweep: Sweep) -> tuple[float,
 
 def report_text(alpha: float, rule: str, exams: Exams, sweep: Sweep, report: Report) -> str:
     """Tables for a terminal; recalls in percent."""
-    lines = sweep_table(alpha, exams, sweep) if sweep else []
+    lines = [f"{name}: {what}" for name, what in MEANING.items()] + [""]
+    lines += sweep_table(alpha, exams, sweep) if sweep else []
     for task, exam in exams.asked.items():
-        lines.append(f"reported on {_pictures(task, exam)}; 95 % intervals in brackets")
+        name = TASKS[task]
         if task == "held_out" and exams.stand_in:
-            lines.append("(generated scenes, which show whether something is forgotten, not what)")
-        lines.append(line("R@k in percent", [f"{way} R@{k}" for way in WAYS for k in (1, 10)]))
+            name = "generated scenes, as nothing is held out"
+        lines.append(f"reported on {name}: {_pictures(exam)}; 95 % intervals in brackets")
+        lines.append(line("R@k in %", [f"{way} R@{k}" for way in WAYS for k in (1, 10)]))
         for name, results in report.items():
             ways = [getattr(results[task], way) for way in WAYS.values()]
             lines.append(line(name, [cell(way.recall[k]) for way in ways for k in (1, 10)]))
@@ -71,13 +79,10 @@ def report_text(alpha: float, rule: str, exams: Exams, sweep: Sweep, report: Rep
 
 def sweep_table(alpha: float, exams: Exams, sweep: Sweep) -> list[str]:
     """What was tried, and on which pictures."""
-    lines = [f"chosen on {_pictures('held_out', exams.tried['held_out'])}"]
+    lines = [f"chosen on held out: {_pictures(exams.tried['held_out'])}"]
     if "in_domain" in exams.tried:
-        lines.append(f"looked at {_pictures('in_domain', exams.tried['in_domain'])}")
-    lines.append(
-        "alpha: share of the way from before to after; text: captions find their pictures;"
-    )
-    lines.append("image: pictures find their captions")
+        lines.append(f"looked at, without a say, new task: {_pictures(exams.tried['in_domain'])}")
+    lines.append("alpha: share of the way from before to after; * is chosen")
     heads = [f"{TASKS[task]}, {way} R@10" for task in exams.tried for way in WAYS]
     lines.append(line("alpha, R@k in %", heads, 24))
     for place, found in sweep.items():
@@ -97,12 +102,10 @@ def verdict(finetune: FinetuneConfig, exams: Exams, report: Report) -> list[str]
         changes, falls = [], []
         for name, way in WAYS.items():
             recalls = [getattr(report[model][task], way).recall[10] for model in REPORTED]
-            before, after = (recall.value for recall in recalls)
-            falls.append(before - after)
-            changes.append(
-                f"{name} R@10 {100 * before:.1f} -> {100 * after:.1f} "
-                f"({100 * (after - before):+.1f} points)"
-            )
+            falls.append(recalls[0].value - recalls[1].value)
+            before, after = (round(100 * recall.value, 1) for recall in recalls)  # as they are read
+            change = f"{after - before:+.1f} points"
+            changes.append(f"{name} R@10 {before:.1f} -> {after:.1f} ({change})")
         words = ", ".join(changes)
         if task == "in_domain":
             said.append(f"new task: {words}")
@@ -125,6 +128,6 @@ def points(share: float) -> str:
     return f"{number} point{'' if number == '1' else 's'}"
 
 
-def _pictures(task: str, exam: Exam) -> str:
+def _pictures(exam: Exam) -> str:
     """Which pictures a table is about."""
-    return f"{TASKS[task]}: {len(exam.ids):,} pictures of {exam.name}"
+    return f"{len(exam.ids):,} pictures of {exam.name}"

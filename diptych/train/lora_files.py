@@ -119,7 +119,7 @@ def fill_adapters(model: DualEncoder, tensors: dict[str, Tensor], path: Path) ->
         CheckpointError: One is missing, too many, or of another shape; nothing is put in.
     """
     wanted = adapter_tensors(model)
-    for name in wanted.keys() | tensors.keys():
+    for name in sorted(wanted.keys() | tensors.keys()):
         ours, theirs = wanted.get(name), tensors.get(name)
         if ours is None or theirs is None or ours.shape != theirs.shape:
             found = "nothing" if theirs is None else f"shape {list(theirs.shape)}"
