@@ -22,10 +22,9 @@ top layers, and by layer_decay far less below. That is 1.3e-4 for ViT-B and 1e-4
 top. A choice of ours."""
 
 LORA_FACTOR = 3
-"""Adapters move slowly at first, since B begins at zero, and are given higher rates than the weights
-themselves: about ten times for language models (Schulman et al., LoRA Without Regret, 2025; from
-memory). At ten times a small residual network fell to chance (docs/decisions.md), so less here; it
-was not tuned."""
+"""Adapters move slowly at first, since B begins at zero, and are given higher rates than weights:
+about ten times for language models (Schulman et al., LoRA Without Regret, 2025; from memory). At
+ten times a small residual network fell to chance (docs/decisions.md), so less here, untuned."""
 
 FULL_BATCH, LEAST_BATCH = 256, 8
 """Pairs per step where there are enough of them; with fewer the rate falls with the root of the
