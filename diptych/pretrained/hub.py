@@ -39,8 +39,8 @@ ALIASES = {
     "siglip2-b16": "google/siglip2-base-patch16-224",
     "siglip2-so400m": "google/siglip2-so400m-patch14-384",
 }
-"""Short names. `default` understands many languages and runs on a laptop; `clip-b32` is the fastest
-and the one most tools are compared with; the -so400m ones are the best, for a GPU."""
+"""Short names, the newest commit of each. `default` knows many languages and is of the base size;
+`clip-b32` has the fewest patches, and so the quickest image tower; the -so400m ones want a GPU."""
 
 REPOSITORY = re.compile(r"hf:(?P<name>[^@:]+?)(@(?P<revision>[^@]+))?")
 """How a repository is written."""
