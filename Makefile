@@ -55,11 +55,13 @@ bench: .venv/.ready .venv-peers/.ready ## benchmarks against the peers, in one r
 	.venv-peers/bin/python benchmarks/load.py
 	.venv-peers/bin/python benchmarks/quality_per_minute.py
 	.venv/bin/python benchmarks/startup.py
+	.venv/bin/python benchmarks/stateful.py
 
 real: .venv/.ready         ## train and judge on the real data of DIPTYCH_DATA
 	.venv/bin/python -m pytest -m real tests/test_real_data.py
 	.venv/bin/python experiments/real.py
 	.venv/bin/python experiments/finetune.py
+	.venv/bin/python experiments/change.py
 
 parity: .venv-peers/.ready   ## our numbers against the original libraries', written to docs/parity.md
 	.venv-peers/bin/python experiments/parity.py

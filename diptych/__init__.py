@@ -5,6 +5,7 @@
     model.encode_image(["a.jpg"])          # unit vectors, float32 (1, embed)
     model.encode_text(["a red bicycle"])
     model.score(["a.jpg"], ["a cat", "a dog"])
+    diptych.compare(model, "before.jpg", "after.jpg")  # text, score, heat map
 
 Importing this module is quick and imports nothing heavy: each name loads its part when first used.
 """
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
         TrainingError,
     )
     from diptych.evaluate.tasks import evaluate
+    from diptych.predict.change import Change, load_change
+    from diptych.predict.compare import compare
     from diptych.predict.embed import embed
     from diptych.predict.model import Model, load
     from diptych.recipes import find_recipe
@@ -38,6 +41,9 @@ if TYPE_CHECKING:
 _WHERE = {
     "load": "diptych.predict.model",
     "Model": "diptych.predict.model",
+    "load_change": "diptych.predict.change",
+    "Change": "diptych.predict.change",
+    "compare": "diptych.predict.compare",
     "find_recipe": "diptych.recipes",
     "train": "diptych.train.loop",
     "open_source": "diptych.data.opening",
@@ -57,6 +63,7 @@ _WHERE = {
 }
 
 __all__ = [
+    "Change",
     "CheckpointError",
     "ConfigError",
     "DataError",
@@ -67,10 +74,12 @@ __all__ = [
     "RequestError",
     "StorageError",
     "TrainingError",
+    "compare",
     "embed",
     "evaluate",
     "find_recipe",
     "load",
+    "load_change",
     "open_source",
     "read_vectors",
     "search",

@@ -48,3 +48,50 @@ class ContrastiveOutput:
 
     bias: Float[Tensor, ""] | None
     """Added to every logit; None for models trained with the softmax loss."""
+
+    changed: Float[Tensor, " batch"] | None = None
+    """Logit of "something changed in the last picture"; None where the model does not ask it."""
+
+
+@dataclass(frozen=True)
+class ImagePairBatch:
+    """Sequences of pictures, oldest first, and a text that says what the last one changed."""
+
+    image: UInt8[Tensor, "batch images height width 3"]
+    """RGB, 0 to 255; all sequences of a batch have the same number of pictures."""
+
+    text: Int64[Tensor, "batch length"]
+    """Token ids of the text of the change, padded on the right."""
+
+    changed: Float[Tensor, " batch"]
+    """1 where something changed, 0 where nothing did, NaN where nobody knows."""
+
+    mask: UInt8[Tensor, "batch height width"] | None
+    """Where the last picture changed, 1 inside; None if the source does not say it."""
+
+    groups: Int64[Tensor, " batch"]
+    """Rows with the same number show the same pictures or the same change:
+    they are no negatives of each other."""
+
+    position: int
+    """Number of the batch since the start of the run; with the seed it names the batch."""
+
+    bad: tuple[tuple[str, str], ...] = ()
+    """(key, reason) of samples that could not be read and were replaced."""
+
+    cut: int = 0
+    """How many texts were longer than the context and lost their end."""
+
+
+@dataclass(frozen=True)
+class ChangeOutput:
+    """What a change model says of a batch of sequences."""
+
+    text: Float[Tensor, "batch length vocabulary"]
+    """Logits of each token of the text, given the pictures and the tokens before it."""
+
+    changed: Float[Tensor, " batch"]
+    """Logit of "something changed in the last picture"."""
+
+    place: Float[Tensor, "batch rows columns"]
+    """Logit of "something changed here", for each patch of the last picture."""

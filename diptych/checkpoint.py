@@ -8,27 +8,40 @@
 
 A folder without a contract is refused, and so is one in which any part was changed since: a
 model fed otherwise than it was trained gives numbers that look right and are wrong.
-Nothing here executes code from a file. `tensors.py` reads and writes the weights.
+Nothing here executes code from a file. `contract.py` says what the contract states, `tensors.py`
+reads and writes the weights.
 """
 
-import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Generic, cast
 
 from torch import Tensor, nn
+from typing_extensions import TypeVar
 
+from diptych.contract import (
+    TOKENIZER_SAYS,
+    WEIGHTS,
+    check_files,
+    check_stated,
+    config_file,
+    kind_of,
+    make_contract,
+    pretty,
+    read_contract,
+    tokenizer_file,
+)
 from diptych.data.cleaning import TextRules
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import ImageTransformConfig
 from diptych.errors import CheckpointError, ConfigError, RequestError
-from diptych.files import file_fingerprint, fingerprint, read_json
+from diptych.files import read_json
+from diptych.models.change import ChangeModel, ChangeModelConfig
 from diptych.models.dual_encoder import DualEncoder, DualEncoderConfig
-from diptych.models.image_tower import ImageTowerConfig
-from diptych.models.resnet_tower import ResNetTowerConfig
+from diptych.models.kinds import AnyModel, build_model
 from diptych.models.timm_tower import TimmTowerConfig
 from diptych.nn.shapes import shapes_only
 from diptych.tensors import (
@@ -40,47 +53,22 @@ from diptych.tensors import (
     weights_mark,
 )
 
-FORMAT, OLDEST = 2, 1
-"""Version of the folder's layout that is written, and the oldest that is read. 2: the weights have
-a mark of their own that no file format enters, and the contract states cleaning, activations and
-pools."""
-
-MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json")
-"""What makes the model. The contract marks each of them: the weights by `weights_mark`, the others
-(in format 1 all three) by the bytes of the file."""
-
-WEIGHTS = "model.safetensors"
-
 BLOCK = re.compile(r"(image|text)\.(blocks\.\d+|stages\.\d+\.\d+)\.")
 """How the names of a layer's weights begin."""
 
-TOKENIZER_SAYS = ("context", "pad_token")
-"""What the contract's table `text` repeats of tokenizer.json; the rest of it are `TextRules`."""
 
-TABLES = {
-    "image": "how to prepare pictures",
-    "text": "how to prepare texts",
-    "model": "how the model is built",
-}
-"""Tables of a contract (format 1 has no `model`), and what nobody knows without each."""
-
-SETTINGS = {
-    "image": tuple(ImageTransformConfig.model_fields),
-    "text": (*TOKENIZER_SAYS, *TextRules.model_fields),
-}
-"""What these tables state without exception from format 2 on: a default that Diptych may change one
-day must not change a model. In format 1 they stated less."""
+AModel = TypeVar("AModel", bound=AnyModel, default=DualEncoder, covariant=True)
 
 
 @dataclass(frozen=True)
-class Bundle:
-    """A model with all that belongs to it."""
+class Bundle(Generic[AModel]):
+    """A model with all that belongs to it; a dual encoder where nothing else is said."""
 
-    model: DualEncoder
+    model: AModel
     tokenizer: Tokenizer
     transform: ImageTransformConfig
-    fingerprint: str
-    """Sixteen hexadecimal digits that change with the weights or with any part of the contract."""
+    stated: str | None = None
+    """The fingerprint that its contract states; None for a model that has no contract yet."""
 
     made_by: str = "diptych"
     """The library whose preprocessing and names the model had at first."""
@@ -90,6 +78,24 @@ class Bundle:
 
     trained_on: str | None = None
     """Fingerprint of the training source, where the contract says it."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits that change with the weights or with any part of the contract.
+
+        Where none is stated, the weights are marked when it is first asked for (0.9 s of processor
+        time for 1.7 GB), which a vector does not need: ask before training changes them.
+        """
+        if self.stated is not None:
+            return self.stated
+        contract = make_contract(
+            self.model,
+            self.tokenizer,
+            self.transform,
+            trained_on=self.trained_on,
+            made_by=self.made_by,
+        )
+        return str(contract["fingerprint"])
 
 
 def make_bundle(
@@ -119,13 +125,13 @@ def make_bundle(
         CheckpointError: A tensor is missing, too many, or of another shape or kind.
     """
     model = _filled(config, tensors, path)
-    contract = _contract(model, tokenizer, transform, trained_on=None, made_by=made_by)
-    return Bundle(model, tokenizer, transform, contract["fingerprint"], made_by, notes)
+    assert isinstance(model, DualEncoder)
+    return Bundle(model, tokenizer, transform, None, made_by, notes)
 
 
 def save_bundle(
     folder: Path,
-    model: DualEncoder,
+    model: AnyModel,
     tokenizer: Tokenizer,
     transform: ImageTransformConfig,
     *,
@@ -145,40 +151,81 @@ def save_bundle(
     Raises:
         StorageError: The disk refused.
     """
-    contract = _contract(model, tokenizer, transform, trained_on=trained_on, made_by=made_by)
-    (folder / "config.json").write_bytes(_config_file(model.config))
-    (folder / "tokenizer.json").write_bytes(_tokenizer_file(tokenizer))
+    contract = make_contract(model, tokenizer, transform, trained_on=trained_on, made_by=made_by)
+    (folder / "config.json").write_bytes(config_file(model.config))
+    (folder / "tokenizer.json").write_bytes(tokenizer_file(tokenizer))
     save_tensors(folder / WEIGHTS, model.state_dict())
-    (folder / "contract.json").write_bytes(_pretty(contract))
+    (folder / "contract.json").write_bytes(pretty(contract))
     return str(contract["fingerprint"])
 
 
+def save_again(folder: Path, bundle: Bundle[AnyModel]) -> str:
+    """Write a model with all that belongs to it into an existing folder; gives its fingerprint.
+
+    Raises:
+        StorageError: The disk refused.
+    """
+    return save_bundle(
+        folder,
+        bundle.model,
+        bundle.tokenizer,
+        bundle.transform,
+        trained_on=bundle.trained_on,
+        made_by=bundle.made_by,
+    )
+
+
 def load_bundle(folder: Path) -> Bundle:
-    """Read a model, checking that every part is the one it was saved with.
+    """Read a dual encoder, checking that every part is the one it was saved with.
 
     Raises:
         CheckpointError: Something is missing, damaged, changed, a pickle, or of another version
             of Diptych.
+        RequestError: It is a change model.
+    """
+    bundle = load_any_bundle(folder)
+    if isinstance(bundle.model, ChangeModel):
+        raise RequestError(
+            f"{folder} is a change model: it reads pictures in a row and has no vectors to compare "
+            "with texts. Use `diptych compare` or diptych.load_change."
+        )
+    return cast(Bundle, bundle)
+
+
+def load_change_bundle(folder: Path) -> Bundle[ChangeModel]:
+    """Read a change model, checking that every part is the one it was saved with.
+
+    Raises:
+        CheckpointError: As of `load_bundle`.
+        RequestError: It is a dual encoder.
+    """
+    bundle = load_any_bundle(folder)
+    if isinstance(bundle.model, DualEncoder):
+        raise RequestError(
+            f"{folder} is a model of vectors and not a change model, so it writes no text of a "
+            "change. Use diptych.load, or train one: diptych train change-caption-small."
+        )
+    return cast(Bundle[ChangeModel], bundle)
+
+
+def load_any_bundle(folder: Path) -> Bundle[AnyModel]:
+    """Read a model of either kind, checking that every part is the one it was saved with.
+
+    Raises:
+        CheckpointError: As of `load_bundle`.
     """
     refuse_pickle(folder)
     contract = read_contract(folder)
-    _check_files(folder, contract)
+    check_files(folder, contract)
     try:
-        config = DualEncoderConfig.read(folder / "config.json")
+        config = kind_of(folder, contract).read(folder / "config.json")
         transform = ImageTransformConfig(**contract["image"])
         text = contract["text"]
         rules = TextRules(**{key: text[key] for key in text if key not in TOKENIZER_SAYS})
     except ConfigError as error:
         raise CheckpointError(f"{folder} cannot be read: {error}") from error
-    try:
-        written = (folder / "tokenizer.json").read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise CheckpointError(
-            f"{folder / 'tokenizer.json'} is not UTF-8 from byte {error.start} on. "
-            "Copy the whole folder again."
-        ) from error
-    tokenizer = Tokenizer.from_json(written, rules)
-    _check_stated(folder, contract, config, tokenizer, transform)
+    tokenizer = _read_tokenizer(folder / "tokenizer.json", rules)
+    check_stated(folder, contract, config, tokenizer, transform)
     path = folder / WEIGHTS
     model = _filled(config, load_tensors(path, float32=True), path)
     if contract["format"] > 1:
@@ -198,71 +245,19 @@ def load_bundle(folder: Path) -> Bundle:
     )
 
 
-def read_contract(folder: Path) -> dict[str, Any]:
-    """The contract of a model folder, checked against its own fingerprint.
+def _read_tokenizer(path: Path, rules: TextRules) -> Tokenizer:
+    """The tokenizer of a model folder. Its text, some MB, is gone before the weights are read.
 
     Raises:
-        CheckpointError: There is none, it was changed, or it is of another version of Diptych.
+        CheckpointError: It is damaged.
     """
-    path = folder / "contract.json"
-    if not path.is_file():
-        raise CheckpointError(
-            f"{folder} has no contract.json, so how to feed the model is unknown. "
-            "Use a folder that `diptych train` wrote."
-        )
     try:
-        contract = read_json(path)
-        version, mark = contract["format"], contract.get("fingerprint")
-        newer, older = version > FORMAT, version < OLDEST
-        right = _contract_mark(contract)
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged ({error}). Copy the folder again.") from error
-    except (KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged ({error!r}). Copy the folder again.") from error
-    if newer:
+        written = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
         raise CheckpointError(
-            f"{folder} has format {version}, and this Diptych reads up to {FORMAT}. Update diptych."
-        )
-    if older:
-        raise CheckpointError(
-            f"{folder} has format {version}, and this Diptych reads from {OLDEST} on. Use the "
-            "Diptych that wrote it, or train again."
-        )
-    if right != mark:
-        raise CheckpointError(
-            f"{path} was changed after the model was saved: its fingerprint is "
-            f"{right}, not {mark}. Restore it, or train again with the change."
-        )
-    _require_parts(contract, path)
-    return contract
-
-
-def _require_parts(contract: Mapping[str, Any], path: Path) -> None:
-    """Refuse a contract that does not say what loading a model needs.
-
-    Raises:
-        CheckpointError: A table or (format 2) a setting in one is not there, or another list of
-            `files`.
-    """
-    remedy = "Use a folder that `diptych train` or `diptych convert` wrote."
-    for name, unknown in TABLES.items():
-        table = contract.get(name)
-        if not isinstance(table, dict) and (name != "model" or contract["format"] > 1):
-            raise CheckpointError(f"{path} has {name}={table!r}, so {unknown} is unknown. {remedy}")
-        settings = SETTINGS.get(name, ()) if contract["format"] > 1 else ()
-        for setting in settings:
-            if setting not in contract[name]:
-                raise CheckpointError(
-                    f"{path} has no {setting} in {name!r}, so {unknown} is unknown. {remedy}"
-                )
-    files = contract.get("files")
-    wanted = set(MODEL_FILES) - ({WEIGHTS} if contract["format"] > 1 else set())
-    if not isinstance(files, dict) or set(files) != wanted:
-        listed = sorted(files) if isinstance(files, dict) else files
-        raise CheckpointError(
-            f"{path} has the fingerprints of {listed!r}, and they should be those of "
-            f"{', '.join(sorted(wanted))}. {remedy}"
-        )
+            f"{path} is not UTF-8 from byte {error.start} on. Copy the whole folder again."
+        ) from error
+    return Tokenizer.from_json(written, rules)
 
 
 def find_model(path: Path) -> Path:
@@ -336,7 +331,9 @@ def fill(
     model.load_state_dict(tensors, assign=assign)
 
 
-def _filled(config: DualEncoderConfig, tensors: Mapping[str, Tensor], path: Path) -> DualEncoder:
+def _filled(
+    config: DualEncoderConfig | ChangeModelConfig, tensors: Mapping[str, Tensor], path: Path
+) -> AnyModel:
     """A model whose weights are these tensors; what the config calls frozen is frozen.
 
     Raises:
@@ -344,7 +341,7 @@ def _filled(config: DualEncoderConfig, tensors: Mapping[str, Tensor], path: Path
     """
     _check_depth(config, tensors, path)
     with shapes_only():
-        model = DualEncoder(config)
+        model = build_model(config)
     spoiled = not_finite(tensors)
     if spoiled is not None:
         raise CheckpointError(
@@ -357,7 +354,9 @@ def _filled(config: DualEncoderConfig, tensors: Mapping[str, Tensor], path: Path
     return model
 
 
-def _check_depth(config: DualEncoderConfig, tensors: Mapping[str, Tensor], path: Path) -> None:
+def _check_depth(
+    config: DualEncoderConfig | ChangeModelConfig, tensors: Mapping[str, Tensor], path: Path
+) -> None:
     """Refuse more layers than there are weights for, before any is built.
 
     Raises:
@@ -375,124 +374,8 @@ def _check_depth(config: DualEncoderConfig, tensors: Mapping[str, Tensor], path:
 
 def _misfit(path: Path, what: str) -> CheckpointError:
     """Weights of another model."""
-    return CheckpointError(f"{path} does not fit config.json: {what}. Copy the whole folder again.")
-
-
-def _contract(
-    model: DualEncoder,
-    tokenizer: Tokenizer,
-    transform: ImageTransformConfig,
-    *,
-    trained_on: str | None,
-    made_by: str,
-) -> dict[str, Any]:
-    """What the contract of a model says, its fingerprint last."""
-    contract: dict[str, Any] = {
-        "format": FORMAT,
-        "kind": "dual_encoder",
-        "made_by": made_by,
-        "image": transform.model_dump(mode="json"),
-        "text": {"context": tokenizer.context, "pad_token": tokenizer.pad_token}
-        | tokenizer.rules.model_dump(mode="json"),
-        "model": _stated(model.config),
-        "vectors": "unit norm",
-        "objective": model.config.objective,
-        "files": {
-            "config.json": _mark(_config_file(model.config)),
-            "tokenizer.json": _mark(_tokenizer_file(tokenizer)),
-        },
-        "weights": weights_mark(model.state_dict()),
-    }
-    if trained_on is not None:
-        contract["trained_on"] = trained_on
-    contract["fingerprint"] = _contract_mark(contract)
-    return contract
-
-
-def _stated(config: DualEncoderConfig) -> dict[str, str]:
-    """What readers of a contract look for first: the settings that change every vector and that
-    no shape of a weight betrays."""
-    image = config.image
-    if isinstance(image, ImageTowerConfig):
-        activation: str = image.activation
-    else:
-        activation = "relu" if isinstance(image, ResNetTowerConfig) else f"that of {image.name}"
-    return {
-        "image_activation": activation,
-        "text_activation": config.text.activation,
-        "image_pool": image.pool or activation,
-        "text_pool": config.text.pool,
-    }
-
-
-def _check_files(folder: Path, contract: Mapping[str, Any]) -> None:
-    """Refuse files other than those the model was saved with.
-
-    Raises:
-        CheckpointError: One is missing, or was changed.
-    """
-    for name in MODEL_FILES:
-        if not (folder / name).is_file():
-            raise CheckpointError(f"{folder} has no {name}. Copy the whole folder again.")
-    for name, stated in contract["files"].items():
-        mark = file_fingerprint(folder / name)
-        if mark != stated:
-            raise CheckpointError(
-                f"{folder / name} is not the file this model was saved with "
-                f"(fingerprint {mark}, contract {stated}). Copy the whole folder again."
-            )
-
-
-def _check_stated(
-    folder: Path,
-    contract: Mapping[str, Any],
-    config: DualEncoderConfig,
-    tokenizer: Tokenizer,
-    transform: ImageTransformConfig,
-) -> None:
-    """Refuse a contract that says of the model what its own files do not say.
-
-    Raises:
-        CheckpointError: Names the setting, and what both say.
-    """
-    text = {"context": tokenizer.context, "pad_token": tokenizer.pad_token}
-    pixels = {"image_size": config.image.image_size}
-    both: list[tuple[str, Mapping[str, Any], Mapping[str, Any]]] = [
-        ("tokenizer.json", text, contract["text"]),
-        ("config.json", pixels, {"image_size": transform.image_size}),
-    ]
-    if contract["format"] > 1:
-        both.append(("config.json", _stated(config), contract["model"]))
-    for file, found, stated in both:
-        for name, value in found.items():
-            if stated.get(name) != value:
-                raise CheckpointError(
-                    f"{folder / 'contract.json'} says {name} is {stated.get(name)!r}, and {file} "
-                    f"says {value!r}. Copy the whole folder again."
-                )
-
-
-def _config_file(config: DualEncoderConfig) -> bytes:
-    """What config.json holds."""
-    return _pretty(config.model_dump(mode="json"))
-
-
-def _tokenizer_file(tokenizer: Tokenizer) -> bytes:
-    """What tokenizer.json holds."""
-    return tokenizer.to_json().encode()
-
-
-def _mark(content: bytes) -> str:
-    """The `file_fingerprint` of a file with this content."""
-    return hashlib.sha256(content).hexdigest()[:16]
-
-
-def _contract_mark(contract: Mapping[str, Any]) -> str:
-    """Fingerprint of a contract without its own fingerprint."""
-    rest = {key: value for key, value in contract.items() if key != "fingerprint"}
-    return fingerprint(json.dumps(rest, sort_keys=True))
-
-
-def _pretty(values: Mapping[str, Any]) -> bytes:
-    """JSON for people."""
-    return (json.dumps(values, indent=2) + "\n").encode()
+    return CheckpointError(
+        f"{path} does not fit config.json: {what}. It was made by another version of this "
+        "model, or a file was changed. Use the Diptych that made it, or copy the whole folder "
+        "again."
+    )

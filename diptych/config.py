@@ -12,7 +12,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Tag, TypeAdapter, ValidationError
 
 from diptych.errors import ConfigError, nearest
 
@@ -60,7 +60,8 @@ class Config(BaseModel):
     def override(self: AnyConfig, settings: Sequence[str]) -> AnyConfig:
         """A copy with dotted settings replaced, such as `["model.image.width=128", "seed=1"]`.
 
-        Values are read as JSON where they are JSON, else as plain text.
+        Values are read as JSON where they are JSON, else as plain text. A text that stands for a
+        whole config may be followed by settings of that config.
 
         Raises:
             ConfigError: A setting has no `=`, names no field, or its value does not fit.
@@ -85,6 +86,7 @@ class Config(BaseModel):
                 if part not in table:
                     raise ConfigError(f"there is no setting {name!r}. {nearest(part, table)}")
                 if depth < len(parents):
+                    table[part] = _spelt_out(self, [*parents[:depth], part], table[part])
                     table = table[part]
             old = table[last]
             try:
@@ -100,6 +102,29 @@ class Config(BaseModel):
                 if f"'{place}." in str(error) and f"'{place}.kind'" not in str(error):
                     raise _other_kind(place, kind) from None
             raise
+
+
+def _spelt_out(config: Any, place: Sequence[str], value: Any) -> Any:
+    """All settings that a text in a place of `config` stands for, such as the name of a variant;
+    any other value as it is.
+
+    Raises:
+        ConfigError: The text does not fit there.
+    """
+    *parents, last = place
+    for part in parents:
+        config = getattr(config, part, None)
+    fields = type(config).model_fields if isinstance(config, Config) else {}
+    if not isinstance(value, str) or last not in fields:
+        return value
+    try:
+        meant = TypeAdapter(fields[last].rebuild_annotation()).validate_python(value)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise ConfigError(
+            f"setting {'.'.join(place)!r} is {value!r}: {reason}. Give a value that fits."
+        ) from None
+    return meant.model_dump(mode="json") if isinstance(meant, Config) else value
 
 
 def _other_kind(place: str, kind: str) -> ConfigError:
@@ -150,15 +175,14 @@ def _walk(kind: type[BaseModel], place: Sequence[int | str]) -> tuple[list[str],
 
 
 def _choices(annotation: Any) -> dict[str, type[BaseModel]]:
-    """The configs of a union by their `kind`; none if the annotation is something else."""
+    """The configs of a union by their `Tag`, which is what a config says as its `kind`; none if
+    the annotation is something else."""
     if get_origin(annotation) not in (Union, UnionType):
         return {}
-    members = [
-        get_args(member)[0] if get_args(member) else member for member in get_args(annotation)
-    ]
-    configs = [
-        member for member in members if isinstance(member, type) and issubclass(member, BaseModel)
-    ]
+    tagged = [get_args(member) for member in get_args(annotation)]
     return {
-        str(one.model_fields["kind"].default): one for one in configs if "kind" in one.model_fields
+        mark.tag: config
+        for config, *marks in filter(None, tagged)
+        for mark in marks
+        if isinstance(mark, Tag)
     }

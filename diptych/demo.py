@@ -182,7 +182,7 @@ def _report(
         retrieval=judged.result.to_dict(),
         queries=_queries(out / "vectors", model, judged, source),
         similarity=_similarity(judged, source),
-        chance_loss=chance_loss(run.model.objective, run.batch),
+        chance_loss=chance_loss(model.objective, run.batch),
     )
 
 

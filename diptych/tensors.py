@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from jaxtyping import UInt8
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -219,6 +220,19 @@ def in_threads(job: Callable[[str], Result], sizes: Mapping[str, int]) -> dict[s
     with ThreadPoolExecutor(THREADS) as pool:
         done = dict(zip(largest_first, pool.map(job, largest_first), strict=True))
     return {name: done[name] for name in sizes}
+
+
+def letters_of(text: str) -> UInt8[Tensor, " letters"]:
+    """A text as a tensor, to stand in a file of tensors."""
+    return torch.tensor(list(text.encode()), dtype=torch.uint8)
+
+
+def text_of(letters: Tensor | None) -> str:
+    """The text that `letters_of` was given; nothing that can be compared with one if it did not
+    make the tensor, empty if there is none."""
+    if letters is None or letters.dtype != torch.uint8:
+        return ""
+    return bytes(letters.flatten().tolist()).decode(errors="replace")
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:

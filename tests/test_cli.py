@@ -22,6 +22,7 @@ COMMANDS = (
     "index",
     "search",
     "classify",
+    "compare",
     "convert",
     "recipes",
     "doctor",

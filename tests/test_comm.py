@@ -12,13 +12,17 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from small import SHRINK, small_run
+from small_change import change_run, pair_batch, woken_state
 from torch.nn.parallel import DistributedDataParallel
 
-from diptych.batch import ImageTextBatch
+from diptych.batch import ImagePairBatch, ImageTextBatch
 from diptych.cli import run
 from diptych.comm import Comm, join_processes
 from diptych.errors import RequestError
+from diptych.models.change import ChangeModelConfig
 from diptych.models.dual_encoder import DualEncoder
+from diptych.models.kinds import build_model
+from diptych.train.change_step import ChangeObjective
 from diptych.train.log import Live, read_log
 from diptych.train.loop import train
 from diptych.train.step import Objective
@@ -102,6 +106,42 @@ def start_model(settings):
     return DualEncoder(settings.model)
 
 
+def change_parts(family, ranks):
+    """A model of pictures in a row, what makes its loss, and the batch of all ranks: texts of
+    several lengths, and on the first rank no row of which anyone knows whether it changed."""
+    name = {"change model": "change-caption-tiny", "located": "change-tiny"}[family]
+    settings = change_run(recipe=name)
+    torch.manual_seed(5)
+    model = woken_state(build_model(settings.model))
+    batch = pair_batch(settings, ranks * ROWS)
+    batch.changed[:ROWS] = float("nan")
+
+    def objective_of(comm, chunk=None):
+        if isinstance(settings.model, ChangeModelConfig):
+            rest = (settings.data.transform, comm, torch.device("cpu"))
+            return ChangeObjective(settings.model, *rest, bf16=False, chunk=chunk)
+        return objective(settings, comm, chunk)
+
+    return model, objective_of, batch
+
+
+def change_share(batch, rank):
+    """A rank's part of a batch, its texts without columns that are padding in all of them."""
+    mine = slice(rank * ROWS, (rank + 1) * ROWS)
+    rows = ("image", "text", "changed", "mask", "groups")
+    parts = vars(batch) | {name: getattr(batch, name)[mine] for name in rows}
+    used = parts["text"].any(dim=0)
+    return ImagePairBatch(**parts | {"text": parts["text"][:, used]})
+
+
+def change_gradients(comm, family, chunk):
+    """What one rank of a real run computes of pictures in a row."""
+    model, objective_of, batch = change_parts(family, comm.size)
+    averaged = DistributedDataParallel(model)
+    loss = objective_of(comm, chunk).backward(averaged, change_share(batch, comm.rank))
+    return loss.item(), gradients_of(model)
+
+
 def gradients_of(model):
     return {name: weight.grad.clone().numpy() for name, weight in model.named_parameters()}
 
@@ -152,6 +192,11 @@ def everything(comm, folder):
             for family in ("clip", "siglip")
             for chunk in CHUNKS
         },
+        **{
+            (family, chunk): change_gradients(comm, family, chunk)
+            for family in ("change model", "located")
+            for chunk in CHUNKS
+        },
     }
 
 
@@ -171,11 +216,24 @@ def test_loss_and_every_gradient_equal_those_of_one_process(answers, ranks, fami
     settings = small_run(family=family)
     model = start_model(settings)
     expected = objective(settings, Comm())(model, whole_batch(ranks, settings))
+    assert_same_gradients(model, expected, [answer[family, chunk] for answer in answers[ranks]])
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("family", ["change model", "located"])
+@pytest.mark.parametrize("chunk", CHUNKS)
+def test_so_do_those_of_pictures_in_a_row(answers, ranks, family, chunk):
+    model, objective_of, batch = change_parts(family, ranks)
+    expected = objective_of(Comm())(model, batch)
+    assert_same_gradients(model, expected, [answer[family, chunk] for answer in answers[ranks]])
+
+
+def assert_same_gradients(model, expected, found):
+    """What each rank found is the loss of one process, and its gradients."""
     expected.backward()
     by_one = gradients_of(model)
     assert all(abs(gradient).max() > 0 for gradient in by_one.values())
-    for answer in answers[ranks]:
-        loss, gradients = answer[family, chunk]
+    for loss, gradients in found:
         assert loss == pytest.approx(expected.item(), abs=1e-5)
         assert gradients.keys() == by_one.keys()
         for name, gradient in gradients.items():

@@ -52,6 +52,39 @@ class Camera(Config):
 CAMERA = Camera(name="box")
 
 
+class Film(Config):
+    """Inner settings that a text may stand for."""
+
+    maker: str = "any"
+    """A name."""
+
+    frames: int = Field(default=36, ge=1)
+    """At least 1."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def from_text(cls, values):
+        """Take the name of a maker."""
+        return {"maker": values} if isinstance(values, str) else values
+
+
+class Bag(Config):
+    """Settings two tables deep, of which a text may stand for the inner one."""
+
+    film: Film = Film()
+    """What is in it."""
+
+    lens: Lens = Lens()
+    """No text stands for this one."""
+
+
+class Trip(Config):
+    """What is taken along."""
+
+    bag: Bag = Bag()
+    """One."""
+
+
 def refusal(make):
     """The words with which a config refuses."""
     with pytest.raises(ConfigError) as caught:
@@ -142,6 +175,28 @@ def test_overriding_leaves_the_original_as_it_was():
 
 def test_later_settings_win():
     assert CAMERA.override(["exposure=7", "exposure=8"]).exposure == 8
+
+
+def test_a_text_that_stands_for_settings_may_be_followed_by_some_of_them():
+    film = {"maker": "fuji", "frames": 24}
+    settings = ["bag.film=fuji", "bag.film.frames=24"]
+    assert Trip().override(settings) == Trip(bag={"film": film})
+    assert Trip().override(settings[::-1]) == Trip(bag={"film": "fuji"})  # the later one is whole
+    assert Trip().bag.override(["film=fuji", "film.frames=24"]) == Bag(film=film)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["film=fuji", "film.frame=24"], "no setting 'film.frame'. Did you mean 'frames'?"),
+        (["film=fuji", "film.maker.x=2"], "film.maker holds no settings. Write it as film.maker="),
+        (["lens=wide", "lens.focus=2"], "setting 'lens' is 'wide': Input should be a valid dict"),
+        (["lens=3", "lens.focus=2"], "lens holds no settings. Write it as lens=value."),
+        (["film=fuji", "film.frames=0"], "setting 'film.frames' is 0: Input should be greater"),
+    ],
+)
+def test_settings_after_a_text_that_does_not_stand_for_them_are_refused_by_text(settings, words):
+    assert words in refusal(lambda: Bag().override(settings))
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,48 @@ def test_the_whole_picture_is_the_plain_resize():
     np.testing.assert_array_equal(found, evaluation_transform(picture, SQUARE))
 
 
+@pytest.mark.parametrize("size", [(64, 64), (96, 40), (40, 96), (65, 64)])
+@pytest.mark.parametrize("resize", ["squash", "pad"])
+def test_without_crops_the_whole_picture_comes_as_in_evaluation(size, resize):
+    """Whatever else is changed then draws as before."""
+    picture, whole = noise(*size), SQUARE.model_copy(update={"resize": resize, "fill": 30})
+    found = training_transform(picture, whole, NO_CROP, np.random.default_rng(0))
+    np.testing.assert_array_equal(found, evaluation_transform(picture, whole))
+    moving = NO_CROP.model_copy(update={"turn": 20.0, "flip": 0.5, "color": 0.3})
+    square = Image.fromarray(found)
+    if size[0] == size[1]:
+        one, other = (
+            training_transform(each, whole, moving, np.random.default_rng(5))
+            for each in (picture, square)
+        )
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (96, 40), (40, 96)])
+def test_without_crops_the_centred_square_is_what_shortest_keeps(size):
+    picture, short = noise(*size), min(size)
+    left, top = ((side - short) // 2 for side in size)
+    expected = picture.resize(
+        (32, 32), Image.Resampling.BICUBIC, box=(left, top, left + short, top + short)
+    )
+    found = training_transform(picture, SQUARE, NO_CROP, np.random.default_rng(0))
+    np.testing.assert_array_equal(found, np.asarray(expected))
+
+
+def test_crops_are_stretched_whatever_the_transform_does_with_whole_pictures():
+    augment = NO_CROP.model_copy(update={"crop_scale": (0.5, 1.0)})
+    one, other = (
+        training_transform(
+            noise(96, 40),
+            SQUARE.model_copy(update={"resize": resize}),
+            augment,
+            np.random.default_rng(2),
+        )
+        for resize in ("shortest", "pad")
+    )
+    np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_training_reads_pictures_of_every_size(size):
     for seed in range(5):
@@ -237,3 +279,20 @@ def test_grey_takes_all_colour_as_often_as_asked():
 def test_augment_config_says_what_is_wrong(values, message):
     with pytest.raises(ConfigError, match=message):
         AugmentConfig(**values)
+
+
+def test_quarter_turns_give_each_of_the_four_as_often_and_none_by_default():
+    corner = np.zeros((8, 8, 3), np.uint8)
+    corner[:2, :2] = 255
+    picture, rng = Image.fromarray(corner), np.random.default_rng(0)
+    whole = {"crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0)}
+    transform = ImageTransformConfig(image_size=8)
+    turned = AugmentConfig(**whole, quarter_turns=True)
+    seen = [training_transform(picture, transform, turned, rng) for _ in range(400)]
+    places = [tuple(np.argwhere(image[..., 0] == 255).min(axis=0)) for image in seen]
+    assert {(0, 0), (0, 6), (6, 0), (6, 6)} == set(places)
+    assert min(places.count(place) for place in set(places)) > 70
+    for image in seen:
+        assert any((image == np.rot90(corner, count)).all() for count in range(4))
+    plain = training_transform(picture, transform, AugmentConfig(**whole), rng)
+    assert (plain == corner).all()

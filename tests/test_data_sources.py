@@ -242,6 +242,7 @@ KINDS = {
 }
 OPTIONS = {"several columns": SourceOptions(text_column="en, de,fr")}
 SCENES = ["scenes:shapes", "scenes:shapes:val", "scenes:shapes:test"]
+CHANGES = ["scenes:changes", "scenes:changes-few:val"]
 
 
 def build(kind, folder, pictures=PICTURES):
@@ -250,13 +251,13 @@ def build(kind, folder, pictures=PICTURES):
     return open_source(KINDS[kind](folder, pictures), OPTIONS.get(kind))
 
 
-@pytest.fixture(params=[*KINDS, "pictures only", *SCENES])
+@pytest.fixture(params=[*KINDS, "pictures only", *SCENES, *CHANGES])
 def opened(request, tmp_path):
     """The same source, opened twice."""
     kind = request.param
     if kind in KINDS:
         return build(kind, tmp_path), build(kind, tmp_path)
-    if kind in SCENES:
+    if kind in (*SCENES, *CHANGES):
         return open_source(kind), open_source(kind)
     write_pictures(tmp_path)
     return tuple(open_source(str(tmp_path), captions_needed=False) for _ in range(2))

@@ -14,7 +14,7 @@ def folder(tmp_path, monkeypatch):
     """Twenty pictures with a class and a part, and a model for the command to load."""
     (tmp_path / "model").mkdir()
     model = random_model(tmp_path / "model", family="siglip")
-    monkeypatch.setattr("diptych.predict.model.load", lambda path, device, offline: model)
+    monkeypatch.setattr("diptych.predict.compare.load_any", lambda path, device, offline: model)
     rows = ["image,caption,kind,part"]
     for number in range(20):
         picture_of(number).save(tmp_path / f"{number}.png")

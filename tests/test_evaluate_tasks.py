@@ -189,7 +189,7 @@ def test_a_setting_of_another_task_is_refused():
         evaluate(Colours(), labelled(range(6)), task="probe", precision=0.5)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", [task for task in TASKS if task != "change"])
 def test_every_task_says_the_same_with_the_same_seed_and_takes_what_a_user_writes(task, tmp_path):
     for number in by_class(30):
         path = tmp_path / "folder" / CLASSES[number % 3] / f"{number:02}.png"

@@ -10,6 +10,7 @@ LAYERS = [
     {"errors", "config", "batch", "comm", "files", "tensors"},
     {"nn"},
     {"models", "losses", "data"},
+    {"contract"},
     {"checkpoint"},
     {"pretrained"},
     {"train", "evaluate", "predict", "search"},

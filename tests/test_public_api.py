@@ -1,5 +1,6 @@
 """The names and signatures that others rely on (design.md), in whatever order they are used."""
 
+import dataclasses
 import inspect
 import subprocess
 import sys
@@ -38,6 +39,14 @@ def test_using_a_model_is_as_promised():
     assert parameters_of(model.encode_text)[:2] == ["self", "texts"]
     assert parameters_of(model.score) == ["self", "images", "texts"]
     assert parameters_of(model.classify) == ["self", "images", "labels", "templates"]
+    assert parameters_of(model.encode_sequences)[:2] == ["self", "sequences"]
+
+
+def test_comparing_is_as_promised():
+    assert parameters_of(diptych.compare)[:4] == ["model", "before", "after", "labels"]
+    assert parameters_of(diptych.load_change)[0] == "path"
+    fields = [field.name for field in dataclasses.fields(diptych.Change)]
+    assert fields == ["text", "score", "score_is", "heatmap", "labels"]
 
 
 def test_the_losses_are_as_promised():

@@ -3,15 +3,18 @@
 import pytest
 import torch
 from small import picture_folder, random_model, woken
+from small_change import pair_batch, woken_state
 
 from diptych.batch import ImageTextBatch
-from diptych.checkpoint import load_bundle, save_bundle
+from diptych.checkpoint import load_any_bundle, save_bundle
 from diptych.comm import Comm
 from diptych.data.tokenizer import Tokenizer
 from diptych.errors import RequestError
-from diptych.models.dual_encoder import DualEncoder
+from diptych.models.change import ChangeModelConfig
+from diptych.models.kinds import build_model, reads_sequences
 from diptych.recipes import RECIPES, about, find_recipe
 from diptych.recipes.evaluators import recall_evaluator
+from diptych.train.change_step import ChangeObjective
 from diptych.train.run import Run
 from diptych.train.step import Objective, chance_loss
 
@@ -22,7 +25,8 @@ FROZEN = ((), ("model.image.frozen=true",), ("model.text.frozen=true",))
 def tiny(name, *settings):
     """The recipe in its tiny size: its family's shape, less of it."""
     run = find_recipe(name)
-    sigmoid = run.model.objective == "sigmoid"
+    change = isinstance(run.model, ChangeModelConfig)
+    embed = 32 if change or run.model.objective == "sigmoid" else 24
     shrink = ("layers=1", "width=32", "heads=2", "mlp_width=64")
     image = (*shrink, "patch_size=8")
     if run.model.image.kind == "resnet":
@@ -31,14 +35,16 @@ def tiny(name, *settings):
         [
             *(f"model.image.{setting}" for setting in image),
             *(f"model.text.{setting}" for setting in shrink),
-            *(f"model.embed={32 if sigmoid else 24}", "model.text.vocabulary=300"),
-            *("model.text.context=12", "model.image.image_size=32"),
+            *(() if change else (f"model.embed={embed}",)),
+            *("model.text.vocabulary=300", "model.text.context=12", "model.image.image_size=32"),
             *("data.transform.image_size=32", *settings),
         ]
     )
 
 
 def batch_of(run):
+    if reads_sequences(run.model):
+        return pair_batch(run, COUNT)
     generator = torch.Generator().manual_seed(0)
     text = torch.randint(3, 300, (COUNT, run.model.text.context), generator=generator)
     text[:, -1] = run.model.text.end_token
@@ -47,6 +53,9 @@ def batch_of(run):
 
 
 def objective_of(run):
+    if isinstance(run.model, ChangeModelConfig):
+        rest = (run.data.transform, Comm(), torch.device("cpu"))
+        return ChangeObjective(run.model, *rest, bf16=False)
     return Objective(run.data.transform, Comm(), torch.device("cpu"), bf16=False, tile=None)
 
 
@@ -56,7 +65,7 @@ def test_a_recipe_is_a_valid_run_of_its_own_name(name):
     assert run.recipe == name
     assert Run(**run.model_dump()) == run
     with torch.device("meta"):
-        DualEncoder(run.model)
+        build_model(run.model)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -74,9 +83,10 @@ def test_an_unknown_recipe_is_refused_with_the_nearest_name():
 @pytest.mark.parametrize("frozen", FROZEN, ids=["all", "frozen image", "frozen text"])
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_batch_has_a_finite_loss_and_its_gradient_reaches_what_is_trained(name, frozen):
-    run = tiny(name, *frozen)
+    state = ("model.image.state=none",) if FROZEN[1] == frozen and "change" in name else ()
+    run = tiny(name, *state, *frozen)  # a frozen tower learns no state
     torch.manual_seed(0)
-    model = woken(DualEncoder(run.model))
+    model = woken_state(woken(build_model(run.model)))
     loss = objective_of(run)(model, batch_of(run))
     assert loss.isfinite()
     loss.backward()
@@ -94,9 +104,9 @@ def test_a_model_that_was_saved_gives_the_same_output(name, tmp_path):
     run = tiny(name)
     tokenizer = Tokenizer.learn(["a red thing"], vocabulary=300, context=12)
     torch.manual_seed(0)
-    model = DualEncoder(run.model).eval()
+    model = build_model(run.model).eval()
     mark = save_bundle(tmp_path, model, tokenizer, run.data.transform)
-    loaded = load_bundle(tmp_path)
+    loaded = load_any_bundle(tmp_path)
     assert loaded.fingerprint == mark
     assert loaded.transform == run.data.transform
     batch = batch_of(run)

@@ -91,7 +91,7 @@ def test_what_the_model_brings_cannot_be_changed(start, setting, words):
 
 
 def test_another_model_at_the_same_place_is_refused(start):
-    other = replace(start, fingerprint="another")
+    other = replace(start, stated="another")
     with pytest.raises(RequestError, match="the/old is the model another, and the run begins with"):
         require_inherited(run_from(start), other)
 

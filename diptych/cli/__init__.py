@@ -13,6 +13,7 @@ import typer
 from diptych.cli.about import doctor, recipes
 from diptych.cli.classify import classify
 from diptych.cli.common import wants_json
+from diptych.cli.compare import compare
 from diptych.cli.convert import convert
 from diptych.cli.demo import demo
 from diptych.cli.evaluate import evaluate
@@ -24,13 +25,16 @@ from diptych.errors import DiptychError
 
 app = typer.Typer(
     name="diptych",
-    help="Models that look at two panels at once: an image and its words.",
+    help="Models that look at two panels at once: an image and its words, or before and after.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for command in (demo, train, evaluate, embed, index, search, classify, convert, recipes, doctor):
+for command in (
+    *(demo, train, evaluate, embed, index, search, classify, compare),
+    *(convert, recipes, doctor),
+):
     app.command()(command)
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]

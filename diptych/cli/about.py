@@ -10,16 +10,16 @@ def recipes(as_json: Json = False, seed: Seed = 0, device: Device = "auto") -> N
     """
     import torch
 
-    from diptych.models.dual_encoder import DualEncoder
+    from diptych.models.kinds import build_model
     from diptych.recipes import RECIPES, about
 
     rows, lines = [], []
     for name, make in RECIPES.items():
         run = make()
         with torch.device("meta"):
-            size = sum(weight.numel() for weight in DualEncoder(run.model).parameters())
+            size = sum(weight.numel() for weight in build_model(run.model).parameters())
         rows.append({"name": name, "parameters": size, "batch": run.batch, "about": about(name)})
-        lines.append(f"{name:<18}{size / 1e6:>6.1f} M  {about(name)}")
+        lines.append(f"{name:<22}{size / 1e6:>6.1f} M  {about(name)}")
     answer(as_json, {"recipes": rows}, "\n".join(lines))
 
 

@@ -34,7 +34,15 @@ Data = Annotated[
     ),
 ]
 ImageColumn = Annotated[
-    str | None, typer.Option("--image-column", help="Column of the picture, if not found by name.")
+    str | None,
+    typer.Option(
+        "--image-column",
+        help="Column of the picture, of pairs the one after, if not found by name.",
+    ),
+]
+BeforeColumn = Annotated[
+    str | None,
+    typer.Option("--before-column", help="Column of the picture before, if not found by name."),
 ]
 TextColumn = Annotated[
     str | None,

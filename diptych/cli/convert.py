@@ -1,11 +1,16 @@
 """`diptych convert`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from diptych.cli.common import Device, Json, Offline, Seed, answer, tell
+from diptych.errors import RequestError
+
+if TYPE_CHECKING:
+    from diptych.checkpoint import Bundle
+    from diptych.models.kinds import AnyModel
 
 
 def convert(
@@ -35,15 +40,8 @@ def convert(
     Example: diptych convert hf:openai/clip-vit-base-patch32 models/clip --to diptych
     """
     from diptych.pretrained.convert import convert as carry_out
-    from diptych.pretrained.opening import open_model
 
-    bundle = open_model(
-        source,
-        architecture=architecture,
-        tokenizer=tokenizer,
-        image_size=image_size,
-        offline=offline,
-    )
+    bundle = _open(source, architecture, tokenizer, image_size, offline)
     for note in bundle.notes:
         tell(note)
     notes = carry_out(bundle, target, layout)
@@ -63,4 +61,33 @@ def convert(
         values,
         f"{target}: {parameters / 1e6:.1f} M parameters made by {bundle.made_by}, "
         f"written for {layout}",
+    )
+
+
+def _open(
+    source: str,
+    architecture: str | None,
+    tokenizer: Path | None,
+    image_size: int | None,
+    offline: bool,
+) -> "Bundle[AnyModel]":
+    """The model to write, of any kind."""
+    from diptych.checkpoint import load_change_bundle
+    from diptych.contract import is_change_model
+    from diptych.pretrained.opening import find, open_model
+
+    found, _ = find(source, offline=offline)
+    if found.is_dir() and is_change_model(found):
+        if (architecture, tokenizer, image_size) != (None, None, None):
+            raise RequestError(
+                f"{found} is a change model, which is written as it is. Leave --architecture, "
+                "--tokenizer and --image-size out."
+            )
+        return load_change_bundle(found)
+    return open_model(
+        source,
+        architecture=architecture,
+        tokenizer=tokenizer,
+        image_size=image_size,
+        offline=offline,
     )

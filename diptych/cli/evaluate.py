@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from diptych.cli.common import (
+    BeforeColumn,
     Data,
     Device,
     ImageColumn,
@@ -19,7 +20,6 @@ from diptych.cli.common import (
     Where,
     answer,
     counter,
-    load_model,
     tell,
 )
 from diptych.errors import RequestError, nearest
@@ -34,7 +34,7 @@ def evaluate(
     model: Model,
     data: Data,
     task: Annotated[
-        str, typer.Option("--task", help="What to judge: retrieval, zeroshot, probe, calibration.")
+        str, typer.Option("--task", help="retrieval, zeroshot, probe, calibration or change.")
     ] = "retrieval",
     limit: Annotated[
         int | None, typer.Option("--limit", min=2, help="Most pictures to take.")
@@ -65,6 +65,7 @@ def evaluate(
         str, typer.Option("--format", help="Of the result file and --json: " + " or ".join(FORMATS))
     ] = FORMATS[0],
     image_column: ImageColumn = None,
+    before_column: BeforeColumn = None,
     text_column: TextColumn = None,
     where: Where = None,
     skip_damaged: SkipDamaged = False,
@@ -89,13 +90,17 @@ def evaluate(
 
     calibration: is a text true of a picture, and how probable; the result file is what
     Model.is_true needs.
+
+    change: what a picture changed, on --data with pictures before: the text of a pair and the pair
+    of a text, or the texts that the model writes; whether anything changed; where.
     """
     from diptych.data.prompts import read_templates
     from diptych.data.source import SourceOptions
     from diptych.evaluate.clip_benchmark import clip_benchmark
     from diptych.evaluate.judge import Settings, result_file
-    from diptych.evaluate.tasks import find_task
+    from diptych.evaluate.tasks import check_model, find_task
     from diptych.files import write_text
+    from diptych.predict.compare import load_any
 
     given: dict[str, Any] = {
         "templates": templates and read_templates(templates),
@@ -108,11 +113,18 @@ def evaluate(
     _check_format(shape, task)
     if test_where is not None and test is None:
         raise RequestError("--test-where is given and --test is not. Give --test SOURCE too.")
-    loaded = load_model(model, device, offline)
+    loaded = load_any(model, device=device, offline=offline)
+    check_model(loaded, task)
+    for note in loaded.notes:
+        tell(note)
     options = SourceOptions(
-        image_column=image_column, text_column=text_column, where=where, skip_damaged=skip_damaged
+        image_column=image_column,
+        before_column=before_column,
+        text_column=text_column,
+        where=where,
+        skip_damaged=skip_damaged,
     )
-    source = _open(data, options)
+    source = _open(data, options, captions=found.needs_captions)
     other = None
     if test is not None:
         other = _open(test, options.model_copy(update={"where": test_where}))
@@ -133,11 +145,11 @@ def evaluate(
     answer(as_json, shaped, judged.result.summary())
 
 
-def _open(data: list[str], options: "SourceOptions") -> "Source":
-    """The source, and its notes told."""
+def _open(data: list[str], options: "SourceOptions", *, captions: bool = True) -> "Source":
+    """The source, and its notes told; `captions` says whether pictures need any."""
     from diptych.data.opening import open_source
 
-    source = open_source(data, options, weights_allowed=False)
+    source = open_source(data, options, captions_needed=captions, weights_allowed=False)
     for note in source.notes:
         tell(note)
     return source

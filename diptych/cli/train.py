@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from diptych.cli.common import (
+    BeforeColumn,
     Data,
     Device,
     ImageColumn,
@@ -87,6 +88,7 @@ def train(
     track: Track = None,
     resume: Resume = False,
     image_column: ImageColumn = None,
+    before_column: BeforeColumn = None,
     text_column: TextColumn = None,
     where: Where = None,
     val_where: ValWhere = None,
@@ -111,12 +113,15 @@ def train(
     are), finetune.most_lost=0.01 (of recall on --held-out), finetune.alpha (0 keeps the model
     before, 1 the one after). Without --from, a tower of timm: --set model.image=timm:NAME@SIZE.
 
+    On pictures that change, a table with the columns before, after, change_text and changed:
+    diptych train change-caption-small --data pairs.csv --epochs 30 --out runs/changes
+
     On several GPUs: torchrun --nproc-per-node 8 -m diptych train …
     """
     _check_places(val, val_where, held_out, held_out_where, start)
     _check_lengths(epochs, minutes)
-    columns: dict[str, Any] = {"image_column": image_column, "text_column": text_column}
-    columns["skip_damaged"] = skip_damaged
+    columns: dict[str, Any] = {"image_column": image_column, "before_column": before_column}
+    columns |= {"text_column": text_column, "skip_damaged": skip_damaged}
     sources = {
         "source": data[0] if len(data) == 1 else data,
         "options": columns | {"where": where},
@@ -128,7 +133,8 @@ def train(
     if start is not None:
         kept = {"held_out": held_out, "where": held_out_where, "skip_damaged": skip_damaged}
         opened = _open(start, out, resume, offline)
-        run = _begin_with(run, start, opened, kept, settings or [], batch)
+        reading, settings = _reading_settings(settings or [], opened)
+        run = _begin_with(run.override(reading), start, opened, kept, settings, batch)
     run = run.with_length(steps, epochs, minutes).override(settings or [])
     tuned, first = _carry_out(run, out, resume, device, opened)
     result = tuned.training
@@ -194,6 +200,13 @@ def _open(start: str, out: Path, resume: bool, offline: bool) -> "Bundle":
     return open_start(start, out, resume, offline=offline)
 
 
+def _reading_settings(settings: list[str], opened: "Bundle") -> tuple[list[str], list[str]]:
+    """The settings that come before the model it begins with, and those that come after."""
+    from diptych.train.start import reading_settings
+
+    return reading_settings(settings, opened)
+
+
 def _begin_with(
     run: "Run",
     start: str,
@@ -232,7 +245,7 @@ def _carry_out(
     from diptych.comm import join_processes, leave_processes
     from diptych.predict.model import choose_device
     from diptych.recipes.before_after import FineTuned, fine_tune
-    from diptych.recipes.evaluators import recall_evaluator
+    from diptych.recipes.evaluators import evaluators_of
     from diptych.train.log import Live
     from diptych.train.loop import train as carry_out
 
@@ -245,14 +258,13 @@ def _carry_out(
                 run, out, resume=resume, device=where_to, comm=comm, live=live, start=start
             )
             return tuned, comm.first
-        evaluators = {"recall": recall_evaluator(run)} if run.data.val else {}
         result = carry_out(
             run,
             out,
             resume=resume,
             device=where_to,
             comm=comm,
-            evaluators=evaluators,
+            evaluators=evaluators_of(run),
             live=live,
         )
     finally:

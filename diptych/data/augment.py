@@ -13,7 +13,13 @@ from PIL import Image
 from pydantic import Field, model_validator
 
 from diptych.config import Config
-from diptych.data.transforms import RESAMPLING, WHITE, ImageTransformConfig, require_rgb
+from diptych.data.transforms import (
+    RESAMPLING,
+    WHITE,
+    ImageTransformConfig,
+    evaluation_transform,
+    require_rgb,
+)
 from diptych.errors import ConfigError
 
 CROP_TRIES = 10
@@ -34,7 +40,8 @@ class AugmentConfig(Config):
 
     crop_scale: tuple[float, float] = (0.9, 1.0)
     """Smallest and largest share of the area that a crop keeps, in (0, 1]. open_clip's default;
-    small crops lose what the caption speaks of."""
+    small crops lose what the caption speaks of. (1, 1), with `crop_ratio` (1, 1), is no crop: the
+    picture comes whole, or its centred square, as `resize` of the transform says."""
 
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Smallest and largest width / height of a crop before it becomes square."""
@@ -42,6 +49,10 @@ class AugmentConfig(Config):
     flip: float = 0.0
     """Probability of mirroring left and right. Off, because captions say left and right and
     pictures contain writing."""
+
+    quarter_turns: bool = False
+    """Turn by 0, 90, 180 or 270 degrees, each as often: for pictures from above (boards, land,
+    tissue), which have no up and down."""
 
     turn: float = Field(default=0.0, ge=0, le=180)
     """Largest angle, in degrees, by which a picture is turned either way; white fills the
@@ -86,6 +97,11 @@ class AugmentConfig(Config):
         return self
 
     @property
+    def crops(self) -> bool:
+        """Whether crops are drawn at random."""
+        return (self.crop_scale, self.crop_ratio) != ((1, 1), (1, 1))
+
+    @property
     def moves(self) -> bool:
         """Whether pictures are turned, zoomed, sheared or shifted."""
         return bool(self.turn or self.zoom > 1 or self.shear or self.shift)
@@ -104,23 +120,30 @@ def training_transform(
 ) -> UInt8[np.ndarray, "size size 3"]:
     """Bring a random crop of an RGB picture to the model's size, and change it further.
 
-    The crop is stretched to the square whatever `config.resize` says. The result depends on
-    the arguments and the state of `rng` alone.
+    The crop is stretched to the square whatever `config.resize` says. Where nothing is cropped at
+    random, `squash` and `pad` bring the whole picture to it, as in evaluation. The result depends
+    on the arguments and the state of `rng` alone.
 
     Raises:
         DataError: The picture is not RGB.
     """
     require_rgb(picture)
     left, top, width, height = _random_crop(picture.size, augment, rng)
-    square = picture.resize(
-        (config.image_size, config.image_size),
-        RESAMPLING[config.interpolation],
-        box=(left, top, left + width, top + height),
-    )
+    if not augment.crops and config.resize != "shortest":
+        square = Image.fromarray(evaluation_transform(picture, config))
+    else:
+        square = picture.resize(
+            (config.image_size, config.image_size),
+            RESAMPLING[config.interpolation],
+            box=(left, top, left + width, top + height),
+        )
     mirrored = augment.flip and rng.random() < augment.flip
+    quarters = int(rng.integers(4)) if augment.quarter_turns else 0
     if augment.moves:
         square = _move(square, augment, rng)
     image = np.array(square)
+    if quarters:
+        image = np.ascontiguousarray(np.rot90(image, quarters))
     if mirrored:
         image = np.ascontiguousarray(image[:, ::-1])
     if augment.recolours:

@@ -22,6 +22,20 @@ TEXT_NAMES = (
     *("title", "label", "name", "description", "alt", "alt_text"),
 )
 
+PAIR_TEXT_NAMES = ("change_text", "change", *TEXT_NAMES)
+"""Of tables that have a picture before."""
+
+PAIRS = (
+    *(("before", "after"), ("image_before", "image_after"), ("before_image", "after_image")),
+    *(
+        ("image1", "image2"),
+        ("left", "right"),
+        ("image_before", "image"),
+        ("before_image", "image"),
+    ),
+)
+"""Names of a column of pictures before, each with that of the pictures after."""
+
 SHOWN = 10
 """Columns that a refused condition lists."""
 
@@ -46,6 +60,82 @@ def find_column(columns: Sequence[str], asked: str | None, usual: Sequence[str],
     raise RequestError(
         f"no column looks like the {what}; the columns are {', '.join(columns)}. "
         f"Name it with --{what}-column."
+    )
+
+
+def image_columns(
+    schema: pa.Schema, image: str | None, before: str | None
+) -> tuple[str, str | None]:
+    """The column of the picture, and that of the picture before it if there is one.
+
+    A pair of usual names counts where both columns hold the bytes of pictures, or where no other
+    column looks like the image: `left` and `right` may also be words beside a picture.
+
+    Args:
+        schema: Of the table.
+        image: What the user named, or None.
+        before: What the user named, or None.
+
+    Raises:
+        RequestError: No such column; the message lists the columns seen.
+    """
+    names = schema.names
+    if before is not None:
+        before = find_column(names, before, (), "before")
+    pairs = _usual_pairs(schema)
+    if image is not None:
+        image = find_column(names, image, (), "image")
+        partners = [one for one, after in pairs if after == image]
+        return image, before or next(iter(partners), None)
+    if before is not None:
+        partners = [after.lower() for one, after in pairs if one == before]
+        others = [name for name in names if name != before]
+        usual = (*partners, *IMAGE_NAMES, *(after for _, after in PAIRS))
+        return find_column(others, None, usual, "image"), before
+    encoded = [pair for pair in pairs if all(map(_holds_bytes, map(schema.field, pair)))]
+    if not encoded and not _has_any(names, IMAGE_NAMES):
+        encoded = pairs
+    if encoded:
+        return encoded[0][1], encoded[0][0]
+    image = find_column(names, None, IMAGE_NAMES, "image")
+    return image, next((one for one, after in pairs if after == image), None)
+
+
+def _usual_pairs(schema: pa.Schema) -> list[tuple[str, str]]:
+    """The columns with a pair of usual names that could hold pictures or paths."""
+    lower = {name.lower(): name for name in reversed(schema.names)}
+    found = [(lower[one], lower[after]) for one, after in PAIRS if one in lower and after in lower]
+    kinds = {name: schema.field(name).type for name in schema.names}
+    return [
+        (one, after)
+        for one, after in found
+        if may_hold_pictures(element(kinds[one])) and may_hold_pictures(kinds[after])
+    ]
+
+
+def may_hold_pictures(kind: pa.DataType) -> bool:
+    """Whether pictures or paths may be in a column of this type: no numbers, times or lists."""
+    return not pa.types.is_primitive(kind) and (
+        pa.types.is_struct(kind) or not pa.types.is_nested(kind)
+    )
+
+
+def element(kind: pa.DataType) -> pa.DataType:
+    """What lists of this type hold; the type itself if it is no list."""
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return kind.value_type if any(holds(kind) for holds in lists) else kind
+
+
+def _has_any(columns: Sequence[str], usual: Sequence[str]) -> bool:
+    """Whether a column has one of these names."""
+    return bool({column.lower() for column in columns} & set(usual))
+
+
+def _holds_bytes(field: pa.Field) -> bool:
+    """Whether a column holds bytes, Hugging Face's pictures, or lists of either."""
+    kind = element(field.type)
+    return bool(
+        pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_struct(kind)
     )
 
 
@@ -182,11 +272,17 @@ class Condition:
     def _select(self, columns: Mapping[str, list[Any]], count: int) -> list[int]:
         """Numbers of the rows for which the condition is true; columns that lack are added."""
         lacking = self._quoted_and_lacking(columns)
+        condition = self._condition
         while True:
             nulls = {name: [None] * count for name in lacking}
             try:
-                return _select(self._condition, {**columns, **nulls}, count)
+                return _select(condition, {**columns, **nulls}, count)
             except sqlite3.OperationalError as error:
+                reserved = re.fullmatch(r'near "(\w+)": syntax error', str(error))
+                if reserved and _folded(reserved[1]) in map(_folded, columns):
+                    before, condition = condition, _in_quotes(reserved[1], condition)
+                    if condition != before:
+                        continue
                 found = re.fullmatch(r"no such column: (.+)", str(error), re.DOTALL)
                 if found is None or found[1] in lacking:
                     raise
@@ -216,6 +312,19 @@ class Condition:
             f"Columns are {', '.join(names[:SHOWN])}{more}; write it as SQL, "
             f"such as {names[0]} = 'x'."
         )
+
+
+def _in_quotes(name: str, condition: str) -> str:
+    """The condition with a column's name in double quotes wherever it stands bare.
+
+    For names that are words of SQL, such as `group`.
+    """
+    return re.sub(
+        rf"{TOKEN.pattern} | \b(?P<name>{name})\b",
+        lambda found: f'"{found["name"]}"' if found["name"] else found[0],
+        condition,
+        flags=TOKEN.flags | re.IGNORECASE,
+    )
 
 
 def rows_where(table: pa.Table, condition: str) -> Int64[np.ndarray, " kept"]:

@@ -6,6 +6,8 @@ DIR                      a folder of pictures with captions.{csv,tsv,jsonl,parqu
 FILE or 'GLOB'           tables (.csv, .tsv, .jsonl, .parquet) or tars; {a,b}, {00..09}, *, ? and
                          ** are understood without a shell
 scenes:shapes[:SPLIT]    generated scenes; SPLIT is train (default), val or test
+scenes:changes[:SPLIT]   generated pairs of scenes with what has changed between them;
+                         scenes:changes-few is an easier set
 
 Several of these are one source, one after the other; with weights, A@3 and B@1, they are mixed
 without end, in the shares of the weights.
@@ -16,6 +18,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
+from diptych.data.change_scenes import SETS
 from diptych.data.class_folders import are_classes, class_folders, splits_of
 from diptych.data.folder import (
     CAPTION_FILES,
@@ -24,7 +27,7 @@ from diptych.data.folder import (
     caption_file,
     pictures_below,
 )
-from diptych.data.scenes_source import SceneSource
+from diptych.data.scenes_source import ChangeSource, SceneSource
 from diptych.data.several import Concatenation, Mixture, weights_of
 from diptych.data.side_texts import has_side_texts, side_texts
 from diptych.data.source import Source, SourceOptions, take_parts
@@ -32,7 +35,7 @@ from diptych.data.table import TableSource
 from diptych.data.tars import TarSource
 from diptych.errors import DataError, RequestError, nearest
 
-SCENES = ("shapes",)
+SCENES = ("shapes", *SETS)
 SPLITS = ("train", "val", "test")
 MOST_FILES = 1_000_000
 """Paths that the braces of one pattern may stand for."""
@@ -206,9 +209,10 @@ def _no_pictures(folder: Path) -> DataError | RequestError:
 
 def _refuse_columns(name: str, why: str, options: SourceOptions) -> None:
     """Refuse columns and conditions where there are no columns."""
-    if options.where or options.image_column or options.text_column:
+    if options.where or options.image_column or options.before_column or options.text_column:
         raise RequestError(
-            f"{name} {why} and has no columns. Leave --where, --image-column and --text-column out."
+            f"{name} {why} and has no columns. Leave --where, --image-column"
+            f"{', --before-column' if options.before_column else ''} and --text-column out."
         )
 
 
@@ -220,6 +224,8 @@ def _open_scenes(spec: str, options: SourceOptions) -> Source:
     if split not in SPLITS or spec.count(":") > 2:
         raise RequestError(f"scenes have no split {split!r}. Use one of {', '.join(SPLITS)}.")
     _refuse_columns(spec, "is generated", options)
+    if name in SETS:
+        return ChangeSource(split, name)  # type: ignore[arg-type]
     return SceneSource(split)  # type: ignore[arg-type]
 
 

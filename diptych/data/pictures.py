@@ -28,6 +28,9 @@ FORMATS = (
 )
 """Formats that are read, where the installed Pillow knows them."""
 
+COMMON = ("JPEG", "PNG", "GIF", "BMP", "PPM")
+"""Those that Pillow reads without importing its other plugins, and pillow-heif: 9 MB."""
+
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -108,7 +111,7 @@ def _read(file: BufferedReader | BytesIO, name: str, max_pixels: int) -> Image.I
     """The picture in an open file."""
     with quiet():
         try:
-            image = Image.open(file, formats=formats())
+            image = _opened(file)
         except UnidentifiedImageError:
             file.seek(0)
             raise DataError(_unidentified(name, file.read(12))) from None
@@ -119,6 +122,19 @@ def _read(file: BufferedReader | BytesIO, name: str, max_pixels: int) -> Image.I
         except Exception as error:  # plugins raise whatever they stumble over
             raise DataError(_damaged(name, error)) from None
     return _decode(image, name, max_pixels)
+
+
+def _opened(file: BufferedReader | BytesIO) -> Image.Image:
+    """The picture in an open file, not decoded yet.
+
+    Raises:
+        UnidentifiedImageError: It is of none of `FORMATS`.
+    """
+    try:
+        return Image.open(file, formats=COMMON)
+    except UnidentifiedImageError:
+        file.seek(0)
+        return Image.open(file, formats=formats())
 
 
 def _decode(image: Image.Image, name: str, max_pixels: int) -> Image.Image:

@@ -6,6 +6,9 @@ resumed at any batch, with any number of workers, and sees what it would have se
 
 `order.py` says which sample comes when: every sample once per epoch, then again in another order.
 A picture that cannot be read is replaced by another sample, and listed in the batch.
+
+`Pipeline` gives single pictures with their texts; `pair_pipeline.py` gives pairs of pictures, on
+the same base.
 """
 
 import os
@@ -13,12 +16,16 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import count
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt8
+from PIL import Image
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from diptych.batch import ImageTextBatch
@@ -35,6 +42,12 @@ from diptych.errors import DataError, DiptychError, RequestError
 CaptionDraw = Literal["one", "joined"]
 """`one`: any one of the captions. `joined`: the first one, and half of the time up to four of the
 others after it, divided by commas; for samples that have a name and keywords."""
+
+Read = TypeVar("Read")
+"""What a pipeline reads of one sample."""
+
+Batch = TypeVar("Batch")
+"""What a pipeline makes of the rows of a batch."""
 
 REPLACEMENTS = 20
 """How many samples are tried in the place of one that cannot be read."""
@@ -63,8 +76,23 @@ class OrderConfig(Config):
     """What is drawn of a sample's captions."""
 
 
-class Pipeline(Dataset[ImageTextBatch]):
-    """Batches by position. Item p is batch p."""
+@dataclass(frozen=True)
+class Rows(Generic[Read]):
+    """Our rank's share of a batch, read but not yet put together."""
+
+    read: list[Read]
+    text: Int64[Tensor, "batch length"]
+    groups: Int64[Tensor, " batch"]
+    position: int
+    bad: tuple[tuple[str, str], ...]
+    cut: int
+
+
+class PositionedBatches(Dataset[Batch], Generic[Read, Batch]):
+    """Batches by position. Item p is batch p.
+
+    A subclass says what is read of a sample (`_read`) and what becomes of the rows (`_joined`).
+    """
 
     def __init__(
         self,
@@ -106,12 +134,32 @@ class Pipeline(Dataset[ImageTextBatch]):
         self.order, self.augment, self.trims_text = order, augment, trims_text
         self._indices = training_order(source, order.seed)
 
-    def __getitem__(self, position: int) -> ImageTextBatch:
+    def __getitem__(self, position: int) -> Batch:
         """Our rank's share of batch `position`.
 
         Raises:
             DataError: A sample and its replacements all cannot be read.
         """
+        return self._joined(self._rows(position))
+
+    def _read(self, sample: Sample, number: int) -> Read:
+        """What the batch needs of a sample that stands at this number of the order.
+
+        Raises:
+            DataError: It cannot be read; another sample takes its place.
+        """
+        raise NotImplementedError
+
+    def _joined(self, rows: Rows[Read]) -> Batch:
+        """The batch.
+
+        Raises:
+            DataError: The rows do not fit together.
+        """
+        raise NotImplementedError
+
+    def _rows(self, position: int) -> Rows[Read]:
+        """What our rank reads for batch `position`."""
         order = self.order
         numbers = range(position * order.batch, (position + 1) * order.batch)
         indices = [self._index(number) for number in numbers]
@@ -121,20 +169,20 @@ class Pipeline(Dataset[ImageTextBatch]):
         groups = same_picture_or_text(indices, self._marks(indices, texts))
         share = order.batch // order.ranks
         mine = range(order.rank * share, (order.rank + 1) * share)
-        pictures, bad = [], []
+        read, bad = [], []
         for row in mine:
             number = numbers[row]
-            picture, replaced, troubles = self._picture(indices[row], number)
+            one, replaced, troubles = self._read_one(indices[row], number)
             bad += troubles
             if replaced is not None:
                 texts[row] = self._caption(replaced, number)
                 groups[row] = order.batch + row  # known to this rank only: no longer shared
-            pictures.append(picture)
+            read.append(one)
         ids, cut = self.tokenizer.encode([texts[row] for row in mine])
         if self.trims_text:
             ids = trim(ids, self.tokenizer.pad_token, self.tokenizer.end_token)
-        return ImageTextBatch(
-            image=torch.from_numpy(np.stack(pictures)),
+        return Rows(
+            read=read,
             text=torch.from_numpy(ids),
             groups=torch.from_numpy(groups[mine.start : mine.stop]),
             position=position,
@@ -144,7 +192,7 @@ class Pipeline(Dataset[ImageTextBatch]):
 
     def batches(
         self, start: int, stop: int | None, *, workers: int, prefetch: int = 4
-    ) -> Iterator[ImageTextBatch]:
+    ) -> Iterator[Batch]:
         """Batches start, start + 1, … up to but not including `stop` (None: without end).
 
         Args:
@@ -154,7 +202,7 @@ class Pipeline(Dataset[ImageTextBatch]):
             prefetch: Batches that each worker prepares ahead.
         """
         positions = range(start, stop) if stop is not None else _Endless(start)
-        loader: DataLoader[ImageTextBatch | DiptychError] = DataLoader(
+        loader: DataLoader[Batch | DiptychError] = DataLoader(
             _Told(self),
             batch_size=None,
             sampler=positions,
@@ -201,16 +249,14 @@ class Pipeline(Dataset[ImageTextBatch]):
             return texts
         return [self.source.captions(index)[0] for index in indices]
 
-    def _picture(
-        self, index: int, number: int
-    ) -> tuple[np.ndarray, int | None, list[tuple[str, str]]]:
-        """Pixels for this place, the sample that replaced a bad one, and what was bad."""
+    def _read_one(self, index: int, number: int) -> tuple[Read, int | None, list[tuple[str, str]]]:
+        """What is read for this place, the sample that replaced a bad one, and what was bad."""
         bad: list[tuple[str, str]] = []
         replaced = None
         for _ in range(REPLACEMENTS):
             try:
                 sample = self.source.sample(index)
-                return self._pixels(sample, number), replaced, bad
+                return self._read(sample, number), replaced, bad
             except DataError as error:
                 bad.append((f"{self.source.name}#{index}", str(error)))
             index = replaced = self._replacement(number, len(bad))
@@ -219,12 +265,33 @@ class Pipeline(Dataset[ImageTextBatch]):
             "Check that the source is what you think it is."
         )
 
-    def _pixels(self, sample: Sample, number: int) -> np.ndarray:
-        """The picture as a square of RGB bytes."""
-        picture = to_rgb(sample.picture, key=sample.key)
+    def _pixels(
+        self, picture: bytes | Path | Image.Image, key: str, number: int
+    ) -> UInt8[np.ndarray, "size size 3"]:
+        """A picture as a square of RGB bytes; the same crop and colours for all of one number."""
+        rgb = to_rgb(picture, key=key)
         if self.augment is None:
-            return evaluation_transform(picture, self.transform)
-        return training_transform(picture, self.transform, self.augment, self._random(number, 3))
+            return evaluation_transform(rgb, self.transform)
+        return training_transform(rgb, self.transform, self.augment, self._random(number, 3))
+
+
+class Pipeline(PositionedBatches[np.ndarray, ImageTextBatch]):
+    """Batches of single pictures with one text each."""
+
+    def _read(self, sample: Sample, number: int) -> np.ndarray:
+        """The picture as a square of RGB bytes."""
+        return self._pixels(sample.picture, sample.key, number)
+
+    def _joined(self, rows: Rows[np.ndarray]) -> ImageTextBatch:
+        """The batch."""
+        return ImageTextBatch(
+            image=torch.from_numpy(np.stack(rows.read)),
+            text=rows.text,
+            groups=rows.groups,
+            position=rows.position,
+            bad=rows.bad,
+            cut=rows.cut,
+        )
 
 
 def joined(captions: Sequence[str], random: np.random.Generator) -> str:
@@ -252,17 +319,17 @@ class _Endless:
         return count(self.start)
 
 
-class _Told(Dataset[ImageTextBatch | DiptychError]):
+class _Told(Dataset[Batch | DiptychError], Generic[Batch]):
     """A pipeline that gives its errors instead of raising them.
 
     What a worker raises reaches the main process with a traceback in its message.
     """
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Dataset[Batch]) -> None:
         """Wrap a pipeline."""
         self.pipeline = pipeline
 
-    def __getitem__(self, position: int) -> ImageTextBatch | DiptychError:
+    def __getitem__(self, position: int) -> Batch | DiptychError:
         """The batch, or why there is none."""
         try:
             return self.pipeline[position]
@@ -270,7 +337,7 @@ class _Told(Dataset[ImageTextBatch | DiptychError]):
             return error
 
 
-def _or_raise(told: ImageTextBatch | DiptychError) -> ImageTextBatch:
+def _or_raise(told: Batch | DiptychError) -> Batch:
     """The batch; the error if that is what was told."""
     if isinstance(told, DiptychError):
         raise told

@@ -206,8 +206,8 @@ class Scene:
         return "; ".join((self.relation, self.background, *things))
 
 
-class _Dice:
-    """Random choices that depend on the given words alone."""
+class Dice:
+    """Random choices that depend on the given words alone; also for the generator of pairs."""
 
     def __init__(self, *words: str | int) -> None:
         name = "/".join((NAME, str(SEED), *map(str, words)))
@@ -225,6 +225,14 @@ class _Dice:
     def pick(self, items: Sequence[Item]) -> Item:
         """One of the items, each as likely."""
         return items[int(self.roll() * len(items))]
+
+    def shuffled(self, items: Sequence[Item]) -> list[Item]:
+        """The items in any order."""
+        mixed = list(items)
+        for last in range(len(mixed) - 1, 0, -1):
+            other = int(self.roll() * (last + 1))
+            mixed[last], mixed[other] = mixed[other], mixed[last]
+        return mixed
 
     def between(self, low: float, high: float) -> float:
         """A number from `low` to `high`."""
@@ -260,25 +268,35 @@ def make_scene(index: int, split: Split) -> Scene:
     Raises:
         RequestError: There is no such split, or it ends before `index`.
     """
-    if split not in COUNTS:
-        raise RequestError(f"there is no split {split!r}. {nearest(split, COUNTS)}")
-    count = COUNTS[split]
-    if index < 0 or (count is not None and index >= count):
-        last = "on" if count is None else f"to {count - 1:,}"
-        raise RequestError(f"scenes:{NAME}:{split} has no scene {index:,}. Use 0 {last}.")
+    count = count_of(NAME, index, split)
     if count is not None:
         return _finite_split(split, count)[index]
-    dice = _Dice(split, index)
+    dice = Dice(split, index)
     while True:
         scene = _draw_lots(dice)
         if split_of(scene.key) == split:
             return scene
 
 
+def count_of(name: str, index: int, split: Split) -> int | None:
+    """Scenes in a split of the set `name`; None has no end.
+
+    Raises:
+        RequestError: There is no such split, or it ends before `index`.
+    """
+    if split not in COUNTS:
+        raise RequestError(f"there is no split {split!r}. {nearest(split, COUNTS)}")
+    count = COUNTS[split]
+    if index < 0 or (count is not None and index >= count):
+        last = "on" if count is None else f"to {count - 1:,}"
+        raise RequestError(f"scenes:{name}:{split} has no scene {index:,}. Use 0 {last}.")
+    return count
+
+
 @cache
 def _finite_split(split: Split, count: int) -> tuple[Scene, ...]:
     """All scenes of a finite split; about a quarter of a second, once in a process."""
-    dice = _Dice(split)
+    dice = Dice(split)
     scenes: dict[str, Scene] = {}
     while len(scenes) < count:
         scene = _draw_lots(dice)
@@ -294,7 +312,7 @@ def split_of(key: str) -> Split:
     return "train" if tenth < 8 else "val" if tenth == 8 else "test"
 
 
-def _draw_lots(dice: _Dice) -> Scene:
+def _draw_lots(dice: Dice) -> Scene:
     """A scene of any split."""
     relation = _pick_relation(dice)
     background = dice.pick(tuple(BACKGROUNDS))
@@ -314,7 +332,7 @@ def _draw_lots(dice: _Dice) -> Scene:
     return Scene(tuple(things), relation, background)
 
 
-def _pick_relation(dice: _Dice) -> str:
+def _pick_relation(dice: Dice) -> str:
     """A relation, as often as `RELATIONS` says."""
     roll = dice.roll()
     for relation, share in RELATIONS.items():
@@ -324,7 +342,7 @@ def _pick_relation(dice: _Dice) -> str:
     return "alone"
 
 
-def _pick_sizes(dice: _Dice, relation: str) -> list[str]:
+def _pick_sizes(dice: Dice, relation: str) -> list[str]:
     """Sizes that fit beside each other: at most one large of two, and one medium of three."""
     if relation == "alone":
         return [dice.pick(("small", "medium", "large", "large"))]
@@ -338,7 +356,7 @@ def _pick_sizes(dice: _Dice, relation: str) -> list[str]:
 
 
 def _pick_look(
-    dice: _Dice, colours: Sequence[str], others: Sequence[tuple[str, str]]
+    dice: Dice, colours: Sequence[str], others: Sequence[tuple[str, str]]
 ) -> tuple[str, str]:
     """A shape and a colour that no other thing of the scene has together."""
     while True:
@@ -347,13 +365,13 @@ def _pick_look(
             return look
 
 
-def _stand_alone(dice: _Dice, radius: float) -> tuple[float, float]:
+def _stand_alone(dice: Dice, radius: float) -> tuple[float, float]:
     """A place anywhere in the frame."""
     low = MARGIN + radius
     return dice.between(low, 1 - low), dice.between(low, 1 - low)
 
 
-def _stand_in_line(dice: _Dice, radii: Sequence[float]) -> list[tuple[float, float]]:
+def _stand_in_line(dice: Dice, radii: Sequence[float]) -> list[tuple[float, float]]:
     """Places one after the other: (along, across) the line, boxes apart by MARGIN or more."""
     room = 1 - 2 * sum(radii) - MARGIN * (len(radii) + 1)
     shares = [dice.roll() + 0.1 for _ in range(len(radii) + 1)]
@@ -369,7 +387,7 @@ def _stand_in_line(dice: _Dice, radii: Sequence[float]) -> list[tuple[float, flo
     return places
 
 
-def _one_inside_another(dice: _Dice, background: str) -> tuple[Thing, Thing]:
+def _one_inside_another(dice: Dice, background: str) -> tuple[Thing, Thing]:
     """A small thing at the centre of a large one."""
     x, y = _stand_alone(dice, SIZES["large"])
     look = dice.pick(OUTER_SHAPES), dice.pick(VISIBLE_ON[background])
@@ -388,7 +406,7 @@ def captions(scene: Scene) -> tuple[str, ...]:
     Each names shape and colour of every thing. The full ones add sizes, materials, the
     relation and the background.
     """
-    dice = _Dice("captions", scene.key)
+    dice = Dice("captions", scene.key)
     background = dice.pick(BACKGROUNDS[scene.background].phrases)
     other = dice.pick(BACKGROUNDS[scene.background].phrases)
     bare = _relate(dice, scene, [_name(dice, thing) for thing in scene.things])
@@ -432,12 +450,12 @@ RELATION_PHRASES: dict[str, tuple[str, ...]] = {
 }
 
 
-def _relate(dice: _Dice, scene: Scene, names: Sequence[str]) -> str:
+def _relate(dice: Dice, scene: Scene, names: Sequence[str]) -> str:
     """The things and how they stand."""
     return dice.pick(RELATION_PHRASES[scene.relation]).format(*names)
 
 
-def _list(dice: _Dice, names: list[str]) -> str:
+def _list(dice: Dice, names: list[str]) -> str:
     """The things in any order, with nothing about how they stand."""
     if dice.roll() < 0.5:
         names = names[::-1]
@@ -445,7 +463,7 @@ def _list(dice: _Dice, names: list[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def _name(dice: _Dice, thing: Thing, *parts: str) -> str:
+def _name(dice: Dice, thing: Thing, *parts: str) -> str:
     """A thing with its article; `parts` are the attributes told besides shape and colour."""
     words = [dice.pick(COLOUR_WORDS[thing.colour]), dice.pick(SHAPES[thing.shape])]
     if "material" in parts:

@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from diptych.data.scenes import BACKGROUNDS, COLOURS, SIZES, Rgb, Scene
+from diptych.data.scenes import BACKGROUNDS, COLOURS, SIZES, Rgb, Scene, Thing
 
 FINER = 6
 """How many times larger than needed masks and backgrounds are made."""
@@ -49,25 +49,44 @@ class Layers:
 
 def draw_scene(scene: Scene, side: int = 96) -> Image.Image:
     """Paint a scene as an RGB picture of `side` by `side` pixels."""
-    picture = _background(scene.background, side).copy()
+    picture = background(scene.background, side)
     for thing in reversed(scene.things):  # the outer of two comes last, and lies below
-        layers = _layers(thing.shape, thing.size, thing.material, thing.tilt, side)
-        colour = COLOURS[thing.colour]
-        if thing.colour == "white" and thing.material == "shiny":
-            colour = PEARL
-        corner = (
-            round(thing.x * side - layers.body.width / 2),
-            round(thing.y * side - layers.body.height / 2),
-        )
-        box = (*corner, corner[0] + layers.body.width, corner[1] + layers.body.height)
-        picture.paste(INK, box, layers.shadow)
-        picture.paste(colour, box, layers.body)
-        if layers.pattern:
-            picture.paste(second_colour(thing.colour), box, layers.pattern)
-        if layers.shine:
-            picture.paste(WHITE, box, layers.shine)
-        picture.paste(mix(colour, INK, 0.45), box, layers.rim)
+        paint(picture, thing, SIZES[thing.size])
     return picture
+
+
+def background(name: str, side: int) -> Image.Image:
+    """A background of `side` by `side` pixels, to paint on."""
+    return _background(name, side).copy()
+
+
+def paint(picture: Image.Image, thing: Thing, radius: float) -> None:
+    """Paint a thing onto a square picture; `radius` as in `scenes.SIZES`."""
+    layers, box = _placed(thing, radius, picture.width)
+    colour = COLOURS[thing.colour]
+    if thing.colour == "white" and thing.material == "shiny":
+        colour = PEARL
+    picture.paste(INK, box, layers.shadow)
+    picture.paste(colour, box, layers.body)
+    if layers.pattern:
+        picture.paste(second_colour(thing.colour), box, layers.pattern)
+    if layers.shine:
+        picture.paste(WHITE, box, layers.shine)
+    picture.paste(mix(colour, INK, 0.45), box, layers.rim)
+
+
+def paint_mask(mask: Image.Image, thing: Thing, radius: float) -> None:
+    """Paint white onto a grey picture where `paint` would put the thing, without its shadow."""
+    layers, box = _placed(thing, radius, mask.width)
+    mask.paste(255, box, layers.body)
+
+
+def _placed(thing: Thing, radius: float, side: int) -> tuple[Layers, tuple[int, int, int, int]]:
+    """The layers of a thing, and the box they belong to in a picture of `side` pixels."""
+    layers = _layers(thing.shape, radius, thing.material, thing.tilt, side)
+    left = round(thing.x * side - layers.body.width / 2)
+    top = round(thing.y * side - layers.body.height / 2)
+    return layers, (left, top, left + layers.body.width, top + layers.body.height)
 
 
 def mix(one: Rgb, other: Rgb, share: float) -> Rgb:
@@ -139,10 +158,10 @@ OUTLINES: dict[str, tuple[list[Polygon], list[Polygon]]] = {
 
 
 @lru_cache(maxsize=4096)
-def _layers(shape: str, size: str, material: str, tilt: int, side: int) -> Layers:
+def _layers(shape: str, radius: float, material: str, tilt: int, side: int) -> Layers:
     """The masks of a thing for pictures of `side` pixels."""
-    shadow, body, rim = _plain_layers(shape, size, tilt, side)
-    mask = _body(shape, tilt, _pixels(size, side))
+    shadow, body, rim = _plain_layers(shape, radius, tilt, side)
+    mask = _body(shape, tilt, _pixels(radius, side))
     pattern = shine = None
     if material == "striped":
         pattern = ImageChops.multiply(mask, _stripes(mask.width))
@@ -157,10 +176,10 @@ def _layers(shape: str, size: str, material: str, tilt: int, side: int) -> Layer
 
 @lru_cache(maxsize=1024)
 def _plain_layers(
-    shape: str, size: str, tilt: int, side: int
+    shape: str, radius: float, tilt: int, side: int
 ) -> tuple[Image.Image, Image.Image, Image.Image]:
     """Shadow, body and rim, which are the same for all materials."""
-    mask = _body(shape, tilt, _pixels(size, side))
+    mask = _body(shape, tilt, _pixels(radius, side))
     rim = ImageChops.subtract(mask, _shrink(mask, FINER * side * RIM))
     padded = _pad(mask, FINER * _edge(side))
     fallen = ImageChops.offset(padded, 0, round(FINER * side * SHADOW_FALL))
@@ -172,9 +191,9 @@ def _plain_layers(
     )
 
 
-def _pixels(size: str, side: int) -> int:
+def _pixels(radius: float, side: int) -> int:
     """Side of the box around a thing before it is scaled down."""
-    return FINER * max(1, round(2 * SIZES[size] * side))
+    return FINER * max(1, round(2 * radius * side))
 
 
 def _edge(side: int) -> int:

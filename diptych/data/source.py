@@ -34,6 +34,15 @@ class Sample:
     metadata: Mapping[str, str | int | float] = field(default_factory=dict)
     """What else the source says of the sample, such as a table's other columns."""
 
+    before: tuple[bytes | Path | Image.Image, ...] = ()
+    """The pictures that came before `picture`, oldest first; the captions say what changed."""
+
+    changed: bool | None = None
+    """Whether something changed in `picture`; None where nobody knows, or nothing came before."""
+
+    mask: Image.Image | None = None
+    """Where `picture` changed: mode L, 255 inside, of its size; None where nobody knows."""
+
 
 @runtime_checkable  # beartype checks it in tests
 class Source(Protocol):
@@ -69,6 +78,10 @@ class SourceOptions(Config):
 
     image_column: str | None = None
     """Column of the picture; None finds it by the usual names."""
+
+    before_column: str | None = None
+    """Column of the picture before, or of a list of them, oldest first; None finds it by the usual
+    names."""
 
     text_column: str | None = None
     """Column of the caption, or several divided by commas; None finds it by the usual names."""

@@ -1,8 +1,9 @@
 """Samples from tables: parquet, csv, tsv and jsonl files, or the caption file of a folder.
 
 A picture is a cell of bytes, a path (relative to the table's folder), or Hugging Face's
-{"bytes", "path"}. A caption is a string or a list of strings, in one column or in several.
-Rows that name the same path are one picture with several captions. Other columns of text or
+{"bytes", "path"}; in a column of pictures before it may be a list of these. A caption is a string
+or a list of strings, in one column or in several. Rows that name the same path, or the same paths
+where pictures come before, are one sample with several captions. Other columns of text or
 numbers are the sample's metadata, dates among them as text; of the first row where several are one.
 Pictures in parquet are held in memory as they are encoded, those of the rows that are used.
 """
@@ -10,6 +11,7 @@ Pictures in parquet are held in memory as they are encoded, those of the rows th
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,14 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
 
+from diptych.data.boxes import BOXES, holds_boxes, mask_of
 from diptych.data.columns import (
-    IMAGE_NAMES,
+    PAIR_TEXT_NAMES,
     TEXT_NAMES,
     Condition,
-    find_column,
+    element,
+    image_columns,
+    may_hold_pictures,
     metadata_of,
     plain_columns,
     plain_value,
@@ -34,6 +39,20 @@ from diptych.errors import DataError, RequestError
 from diptych.files import fingerprint
 
 
+@dataclass(frozen=True)
+class _Columns:
+    """Which columns of a table hold what."""
+
+    image: str
+    before: str | None
+    texts: list[str]
+
+    @property
+    def wanted(self) -> list[str]:
+        """All of them."""
+        return [self.image, *([self.before] if self.before else []), *self.texts]
+
+
 class TableSource:
     """Rows of one or several tables of the same shape."""
 
@@ -42,23 +61,26 @@ class TableSource:
     ) -> None:
         self.name = name
         self._cells: list[pa.ChunkedArray] = []
+        self._before: list[pa.ChunkedArray | None] = []
+        self._boxes: list[pa.ChunkedArray | None] = []
         self._others: list[dict[str, pa.ChunkedArray]] = []  # the columns of metadata
         self._rows: list[tuple[int, int, Path, str]] = []  # table, place in it, folder, key
         self._captions: list[tuple[str, ...]] = []
         self._by_path: dict[str, int] = {}
         self._root = common_folder(paths)
-        image, texts, rows, without = "", list[str](), 0, 0
+        columns, rows, without = _Columns("", None, []), 0, 0
         condition = Condition(options.where) if options.where else None
         for path in paths:  # one whole table in memory at a time
             table = _plain(read_table(path))
             if path == paths[0]:
-                image, texts = _columns(table.column_names, options, captions_needed)
-            _check_columns(path, table, [image, *texts])
+                columns = _columns(table.schema, options, captions_needed)
+            texts = columns.texts
+            _check_columns(path, table, columns.wanted)
             if path.suffix.lower() in (".csv", ".tsv"):
                 guessed = [text for text in texts if not _is_text(table.schema.field(text).type)]
                 if guessed:  # a caption may look like a number: 007
                     table = _plain(read_table(path, as_text=guessed))
-            without += self._add(path, table, image, texts, condition, captions_needed)
+            without += self._add(path, table, columns, condition, captions_needed)
             rows += len(table)
         if condition is not None:
             condition.check()
@@ -68,8 +90,8 @@ class TableSource:
             remedy = "Check the columns and the condition."
             if without:
                 looked = f"Captions were looked for in {', '.join(map(repr, texts))}"
-                columns = ", ".join(table.column_names)
-                remedy = f"{looked} of the columns {columns}; name another with --text-column."
+                there = ", ".join(table.column_names)
+                remedy = f"{looked} of the columns {there}; name another with --text-column."
             raise DataError(
                 f"{name} has no usable sample ({rows:,} rows, {without:,} without caption{where}). "
                 + remedy
@@ -77,35 +99,48 @@ class TableSource:
         self.fingerprint = fingerprint(
             *(file_mark(path) for path in paths),
             *(self._mark(index) for index in range(self.size)),
+            *([columns.before] if columns.before else []),
         )
-        notes = [f"{name}: {self.size:,} pictures; picture in {image!r}"]
+        notes = [f"{name}: {self.size:,} pictures; picture in {columns.image!r}"]
+        if columns.before:
+            notes[0] += f", what came before in {columns.before!r}"
         if texts:
             count = sum(map(len, self._captions))
             notes[0] += f", {count:,} captions in {', '.join(map(repr, texts))}"
         if without:
             notes.append(f"{without:,} rows without a caption were left out")
+        if columns.before and not self._says_what_changed():
+            notes.append(
+                f"{name}: its column 'changed' holds neither true or false nor 1 or 0, so nobody "
+                "knows of any pair whether something changed; write one of these"
+            )
         self.notes = tuple(notes)
 
     def _add(
         self,
         path: Path,
         table: pa.Table,
-        image: str,
-        texts: list[str],
+        columns: _Columns,
         condition: Condition | None,
         captions_needed: bool,
     ) -> int:
         """Take up the rows of one table; how many were left out for want of a caption."""
         rows = np.arange(len(table))
-        others = [column for column in plain_columns(table) if column not in (image, *texts)]
+        others = [column for column in plain_columns(table) if column not in columns.wanted]
+        boxes = [BOXES] if columns.before and _has_boxes(table.schema) else []
         if condition is not None:
             rows = np.unique(condition.rows_of_table(table))
-            table = table.select(list(dict.fromkeys([image, *texts, *others])))
+            table = table.select(list(dict.fromkeys([*columns.wanted, *others, *boxes])))
             table = table.filter(np.isin(np.arange(len(table)), rows))
-        cells = table.column(image)  # in its chunks: one array holds no more than 2 GiB of bytes
-        _check_pictures(path, image, cells.type)
+        cells = table.column(
+            columns.image
+        )  # in its chunks: one array holds no more than 2 GiB of bytes
+        _check_pictures(path, columns.image, cells.type, "image")
+        before = table.column(columns.before) if columns.before else None
+        if before is not None:
+            _check_pictures(path, str(columns.before), element(before.type), "before")
         folder, start = path.parent.resolve(), start_of_keys(path, self._root)
-        words = [table.column(column).to_pylist() for column in texts]
+        words = [table.column(column).to_pylist() for column in columns.texts]
         without = 0
         for place, row in enumerate(map(int, rows)):
             captions = tuple(text for column in words for text in as_texts(column[place]))
@@ -113,8 +148,9 @@ class TableSource:
                 without += 1
                 continue
             key = f"{start}{path.stem}:{row}"
-            if _is_text(cells.type) and cells[place].as_py():
-                key = start + cells[place].as_py()
+            named = _named(cells[place], before and before[place])
+            if named:
+                key = start + named
                 if key in self._by_path:
                     self._captions[self._by_path[key]] += captions
                     continue
@@ -122,17 +158,28 @@ class TableSource:
             self._rows.append((len(self._cells), place, folder, key))
             self._captions.append(captions)
         self._cells.append(cells)
+        self._before.append(before)
+        self._boxes.append(table.column(BOXES) if boxes else None)
         self._others.append({column: table.column(column) for column in others})
         return without
 
     def _mark(self, index: int) -> str:
         """What the fingerprint takes in of a sample; the file's size where the picture is one."""
         table, place, folder, key = self._rows[index]
-        name, size = _path_in(self._cells[table][place]), ""
-        if name is not None:
-            with suppress(OSError, DataError):
-                size = str(inside(folder, name).stat().st_size)
-        return f"{key}\n{self._captions[index]}\n{size}"
+        column, sizes = self._before[table], list[str]()
+        for cell in [*_items(column and column[place]), self._cells[table][place]]:
+            name = _path_in(cell)
+            if name is not None:
+                with suppress(OSError, DataError):
+                    sizes.append(str(inside(folder, name).stat().st_size))
+        return f"{key}\n{self._captions[index]}\n{' '.join(sizes)}"
+
+    def _says_what_changed(self) -> bool:
+        """Whether any row says if something changed, or no table has a column for it."""
+        columns = [column for others in self._others if (column := _of_change(others)) is not None]
+        return not columns or any(
+            _truth(plain_value(cell)) is not None for column in columns for cell in column
+        )
 
     def captions(self, index: int) -> tuple[str, ...]:
         """Captions of a sample, without touching its picture."""
@@ -145,14 +192,62 @@ class TableSource:
             DataError: The cell is empty, or its path leads out of the table's folder.
         """
         table, place, folder, key = self._rows[index]
-        cell = self._cells[table][place].as_py()
+        column = self._before[table]
+        picture = self._picture(self._cells[table][place].as_py(), folder, key)
+        items = [cell.as_py() for cell in _items(column and column[place])]
+        before = tuple(self._picture(item, folder, key) for item in items)
+        others = {name: plain_value(column[place]) for name, column in self._others[table].items()}
+        changed = _truth(_of_change(others)) if before else None
+        places = self._boxes[table]
+        boxes = None if places is None else places[place].as_py()
+        if places is not None and boxes is None and changed is False:
+            boxes = []  # nothing changed anywhere
+        return Sample(
+            key,
+            picture,
+            self._captions[index],
+            metadata_of(others),
+            before=before,
+            changed=changed,
+            mask=None if boxes is None else mask_of(boxes, picture, key),
+        )
+
+    def _picture(self, cell: Any, folder: Path, key: str) -> bytes | Path:
+        """The picture of a cell."""
         if isinstance(cell, dict):
             cell = cell.get("bytes") or cell.get("path")
         if not cell:
             raise DataError(f"{key} of {self.name} has no picture. Fill the cell or drop the row.")
-        picture = cell if isinstance(cell, bytes) else inside(folder, cell)
-        others = {name: plain_value(column[place]) for name, column in self._others[table].items()}
-        return Sample(key, picture, self._captions[index], metadata_of(others))
+        return cell if isinstance(cell, bytes) else inside(folder, cell)
+
+
+def _named(cell: pa.Scalar, before: pa.Scalar | None) -> str:
+    """What names a sample whose pictures are paths: rows that name the same are one sample."""
+    cells = [*_items(before), cell]
+    names = [one.as_py() if _is_text(one.type) else "" for one in cells]
+    return " > ".join(names) if all(names) else ""
+
+
+def _items(before: pa.Scalar | None) -> list[pa.Scalar]:
+    """The cells of the pictures before: those of a list, one, or none."""
+    if before is None or not before.is_valid:
+        return []
+    return list(before) if element(before.type) != before.type else [before]
+
+
+def _has_boxes(schema: pa.Schema) -> bool:
+    """Whether the table says where its pictures changed."""
+    return BOXES in schema.names and holds_boxes(schema.field(BOXES).type)
+
+
+def _of_change(others: Mapping[str, Any]) -> Any:
+    """What is there under the name `changed`, in capitals or not; None if nothing is."""
+    return next((value for name, value in others.items() if name.lower() == "changed"), None)
+
+
+def _truth(value: Any) -> bool | None:
+    """What a truth value says, or a number that is 0 or 1; None of anything else."""
+    return bool(value) if isinstance(value, bool | int | float) and value in (0, 1) else None
 
 
 def common_folder(paths: Sequence[Path]) -> Path:
@@ -275,14 +370,15 @@ def as_texts(value: Any) -> list[str]:
     return [text] if text else []
 
 
-def _columns(
-    names: list[str], options: SourceOptions, captions_needed: bool
-) -> tuple[str, list[str]]:
-    """The column of the picture and those of the captions."""
-    image = find_column(names, options.image_column, IMAGE_NAMES, "image")
+def _columns(schema: pa.Schema, options: SourceOptions, captions_needed: bool) -> _Columns:
+    """The columns of the picture, of what came before it, and of the captions."""
+    image, before = image_columns(schema, options.image_column, options.before_column)
+    names = schema.names
     if options.text_column is None:
-        names = [name for name in names if name != image]
-    return image, text_columns(names, options.text_column, TEXT_NAMES, needed=captions_needed)
+        names = [name for name in names if name not in (image, before)]
+    usual = PAIR_TEXT_NAMES if before else TEXT_NAMES
+    texts = text_columns(names, options.text_column, usual, needed=captions_needed)
+    return _Columns(image, before, texts)
 
 
 def _check_columns(path: Path, table: pa.Table, wanted: list[str]) -> None:
@@ -295,12 +391,12 @@ def _check_columns(path: Path, table: pa.Table, wanted: list[str]) -> None:
         )
 
 
-def _check_pictures(path: Path, image: str, kind: pa.DataType) -> None:
+def _check_pictures(path: Path, column: str, kind: pa.DataType, what: str) -> None:
     """Refuse a picture column of numbers, times or lists."""
-    if pa.types.is_primitive(kind) or (pa.types.is_nested(kind) and not pa.types.is_struct(kind)):
+    if not may_hold_pictures(kind):
         raise RequestError(
-            f"column {image!r} of {path.name} holds {kind}, no pictures or paths. "
-            "Name the column of the pictures with --image-column."
+            f"column {column!r} of {path.name} holds {kind}, no pictures or paths. "
+            f"Name the column of the pictures with --{what}-column."
         )
 
 

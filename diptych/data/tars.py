@@ -23,7 +23,7 @@ from diptych.data.side_texts import caption_lines
 from diptych.data.source import Sample, SourceOptions
 from diptych.data.table import as_texts, common_folder, file_mark, start_of_keys
 from diptych.data.tar_index import Place, read_index, reading
-from diptych.errors import DataError
+from diptych.errors import DataError, RequestError
 from diptych.files import fingerprint
 
 TEXT_ENDINGS = ("txt", "cls")
@@ -52,6 +52,11 @@ class TarSource:
     def __init__(
         self, paths: list[Path], options: SourceOptions, *, name: str, captions_needed: bool = True
     ) -> None:
+        if options.before_column:
+            raise RequestError(
+                f"{name} is made of tars, and pictures before are read from tables only. "
+                "Leave --before-column out, or give a table."
+            )
         self.name = name
         self._entries: list[_Entry] = []
         self._captions: list[tuple[str, ...]] = []

@@ -35,10 +35,18 @@ def no_progress(done: int, total: int) -> None:
 
 
 @runtime_checkable  # beartype checks it in tests
-class Encoder(Protocol):
-    """What can be judged; `diptych.load` gives one."""
+class Judgeable(Protocol):
+    """What every model is that can be judged, whatever it can do."""
 
-    fingerprint: str
+    @property
+    def fingerprint(self) -> str:
+        """Changes with anything that changes a result."""
+        ...
+
+
+@runtime_checkable
+class Encoder(Judgeable, Protocol):
+    """A model with vectors of pictures and texts; `diptych.load` gives one."""
 
     def prepare(self, picture: Image.Image) -> UInt8[np.ndarray, "size size 3"]:
         """What the model sees of a picture; called in several threads at a time."""
@@ -210,7 +218,7 @@ def encode_pictures(
 
 def result_file(
     judged: Judgement,
-    encoder: Encoder,
+    encoder: Judgeable,
     source: Source,
     *,
     model: str,

@@ -119,7 +119,8 @@ def area_under_curve(pairs: Pairs) -> Drawn:
         upto = _upto(counts[:, false_picture])  # (draws, false + 1)
         weight = counts[:, true_picture]  # (draws, true)
         both = weight.sum(axis=1) * upto[:, -1]
-        return (weight * upto[:, below]).sum(axis=1) / both
+        above = (weight * upto[:, below]).sum(axis=1)
+        return np.where(both > 0, above / np.maximum(both, 1), 0.5)  # drawn without a true one
 
     return of_drawn
 

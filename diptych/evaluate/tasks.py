@@ -6,13 +6,16 @@ settings, and gives a result that can say itself to a terminal and to a file.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from diptych.data.opening import open_source
 from diptych.data.source import Source
 from diptych.errors import RequestError, nearest
 from diptych.evaluate.calibration import judge_calibration
+from diptych.evaluate.change import SequenceEncoder, SequenceReader, judge_change
 from diptych.evaluate.judge import (
     Encoder,
+    Judgeable,
     Judgement,
     Progress,
     Result,
@@ -42,9 +45,14 @@ def _retrieval(
 class Task:
     """Something a model can be judged on."""
 
-    judge: Callable[[Encoder, Source, Settings, Progress], Judgement]
+    judge: Callable[[Any, Source, Settings, Progress], Judgement]
+    """The first argument is the model, of a kind that `check_model` lets through."""
+
     takes: tuple[str, ...] = ()
     """Settings it has beside limit, seed and resamples."""
+
+    needs_captions: bool = True
+    """Whether samples without a caption are left out."""
 
 
 TASKS = {
@@ -52,6 +60,7 @@ TASKS = {
     "zeroshot": Task(judge_zeroshot, ("templates",)),
     "probe": Task(judge_probe, ("test",)),
     "calibration": Task(judge_calibration, ("precision", "false_per_true")),
+    "change": Task(judge_change, needs_captions=False),
 }
 """What a model can be judged on, by the name users write."""
 
@@ -79,8 +88,27 @@ def find_task(name: str, given: Sequence[str] = ()) -> Task:
     return task
 
 
+def check_model(model: object, task: str) -> None:
+    """Refuse a model that has not what a task needs.
+
+    Raises:
+        RequestError: It writes texts of changes and has no vectors, and the task is another; or it
+            is neither such a model nor one of sequences, and the task is change.
+    """
+    if task == "change" and not isinstance(model, SequenceReader | SequenceEncoder):
+        raise RequestError(
+            f"a {type(model).__name__} does not read sequences of pictures, and the task is "
+            "change. Give what diptych.load or diptych.load_change gives, or ask for another task."
+        )
+    if task != "change" and not isinstance(model, Encoder):
+        raise RequestError(
+            f"this model writes what changed and has no vectors, and the task is {task}. "
+            "Ask for the task change, or give another model."
+        )
+
+
 def evaluate(
-    model: Encoder,
+    model: Judgeable,
     data: str | list[str] | Source,
     *,
     task: str = "retrieval",
@@ -101,6 +129,7 @@ def evaluate(
             "zeroshot": the class of a picture (its first caption) from the names of the classes.
             "probe": the same with a linear classifier learned on the vectors of `data`.
             "calibration": whether a text is true of a picture, and how probable it is.
+            "change": what a picture changed, for sources with pictures before.
         limit: Most samples to take; None takes all. The first ones, or for classes (zeroshot,
             probe) some at random, always the same.
         seed: Of the bootstrap and of divisions.
@@ -122,6 +151,7 @@ def evaluate(
         "false_per_true": false_per_true,
     }
     found = find_task(task, [name for name, value in own.items() if value is not None])
+    check_model(model, task)
     settings = Settings(
         limit=limit,
         seed=seed,
@@ -131,5 +161,8 @@ def evaluate(
         precision=precision,
         false_per_true=false_per_true,
     )
-    source = open_source(data) if isinstance(data, str | list) else data
+    if isinstance(data, str | list):
+        source = open_source(data, captions_needed=found.needs_captions)
+    else:
+        source = data
     return found.judge(model, source, settings, no_progress).result

@@ -1,8 +1,9 @@
 """The vision transformer that turns a picture into one vector.
 
 Paper: Dosovitskiy et al., ViT, arXiv:2010.11929; CLIP's variant adds a norm before the blocks
-and a bias-free patch projection (arXiv:2103.00020). `resnet_tower.py` and `text_tower.py`
-are its siblings; the projection into the shared space is in `dual_encoder.py`.
+and a bias-free patch projection (arXiv:2103.00020). `stateful_encoder.py` is the same transformer
+for pictures in a row; `resnet_tower.py` and `text_tower.py` are its siblings; the projection into
+the shared space is in `dual_encoder.py`.
 """
 
 from typing import Literal
@@ -18,6 +19,7 @@ from diptych.nn.blocks import Activation, Block
 from diptych.nn.init import Scheme, init_block, init_pool, lecun_linear, normal_linear
 from diptych.nn.patches import PatchEmbed, keep_random_patches
 from diptych.nn.pool import AttentionPool
+from diptych.nn.state import StateConfig
 
 
 class ImageTowerConfig(Config):
@@ -74,6 +76,10 @@ class ImageTowerConfig(Config):
     frozen: bool = False
     """Hold the weights fixed. With pretrained weights this is LiT (arXiv:2111.07991)."""
 
+    state: StateConfig = StateConfig()
+    """What it takes from the pictures before; by default nothing. Only a `StatefulEncoder` reads
+    them."""
+
     @property
     def vector_width(self) -> int:
         """Numbers of the vector."""
@@ -108,7 +114,35 @@ class ImageTowerConfig(Config):
             raise ConfigError(
                 'pool "class" needs class_token, which is false. Use pool="mean" or "attention".'
             )
+        if self.state.variant != "none":
+            self._check_state()
         return self
+
+    def _check_state(self) -> None:
+        """Refuse what no tower can do that reads the pictures before."""
+        if self.keep_patches < 1:
+            raise ConfigError(
+                f"keep_patches {self.keep_patches} leaves out other patches of each picture, and "
+                f"state.variant {self.state.variant!r} compares pictures. Use keep_patches=1 or "
+                "state=none."
+            )
+        if not self.layers:
+            raise ConfigError(
+                f"layers is 0, and state.variant {self.state.variant!r} reads the pictures before "
+                "in each layer. Use layers=1 or more, or state=none."
+            )
+        if self.frozen and self.state.variant != "self_ext":
+            raise ConfigError(
+                f"frozen is true, which also holds the weights that state.variant "
+                f"{self.state.variant!r} adds, so no picture before would ever be read. "
+                "Use frozen=false or state=none."
+            )
+        if self.state.positions == "rotary" and self.width // self.heads % 4:
+            raise ConfigError(
+                f'state.positions "rotary" turns pairs of numbers by row and by column, and heads '
+                f"have {self.width // self.heads} numbers, no multiple of 4. "
+                f"Use width {4 * self.heads} or another multiple of it."
+            )
 
 
 def check_multiple(name: str, value: int, of: str, unit: int) -> None:
@@ -128,8 +162,8 @@ def check_heads(width: int, heads: int) -> None:
         )
 
 
-class ImageTower(nn.Module):
-    """Patches, positions, blocks, one pooled vector."""
+class VisionTransformer(nn.Module):
+    """Patches, positions, blocks and a pool; what the blocks read is left to the two towers."""
 
     def __init__(self, config: ImageTowerConfig, scheme: Scheme) -> None:
         super().__init__()
@@ -170,10 +204,10 @@ class ImageTower(nn.Module):
         if self.pool is not None:
             init_pool(self.pool)
 
-    def tokens(
+    def embed(
         self, image: Float[Tensor, "batch 3 size size"]
     ) -> Float[Tensor, "batch tokens width"]:
-        """The normalised tokens after the last block: class token first, then the patches."""
+        """The tokens before the first block: class token first, then the patches."""
         if self.config.cut_edge:
             seen = self.config.side * self.config.patch_size
             image = image[:, :, :seen, :seen]
@@ -185,16 +219,37 @@ class ImageTower(nn.Module):
         if self.class_token is not None:
             class_token = (self.class_token + self.positions[0]).to(tokens.dtype)
             tokens = torch.cat([class_token.expand(len(tokens), 1, -1), tokens], dim=1)
-        tokens = self.pre_norm(tokens)
+        return self.pre_norm(tokens)
+
+    def pooled(self, tokens: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch width"]:
+        """One vector per picture from its normalised tokens after the last block."""
+        if self.pool is not None:
+            return self.pool(tokens)
+        if self.config.pool == "class":
+            return tokens[:, 0]
+        return tokens[:, int(self.config.class_token) :].mean(dim=1)
+
+
+class ImageTower(VisionTransformer):
+    """The vision transformer of single pictures."""
+
+    def __init__(self, config: ImageTowerConfig, scheme: Scheme) -> None:
+        if config.state.variant != "none":
+            raise ConfigError(
+                f"an ImageTower reads single pictures, and state.variant is "
+                f"{config.state.variant!r}. Build a StatefulEncoder, or use state=none."
+            )
+        super().__init__(config, scheme)
+
+    def tokens(
+        self, image: Float[Tensor, "batch 3 size size"]
+    ) -> Float[Tensor, "batch tokens width"]:
+        """The normalised tokens after the last block: class token first, then the patches."""
+        tokens = self.embed(image)
         for block in self.blocks:
             tokens = block(tokens)
         return self.final_norm(tokens)
 
     def forward(self, image: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch width"]:
         """One vector per picture, not yet projected or normalised."""
-        tokens = self.tokens(image)
-        if self.pool is not None:
-            return self.pool(tokens)
-        if self.config.pool == "class":
-            return tokens[:, 0]
-        return tokens[:, int(self.config.class_token) :].mean(dim=1)
+        return self.pooled(self.tokens(image))

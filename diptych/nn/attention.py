@@ -22,15 +22,20 @@ def attend(
     *,
     causal: bool = False,
     visible: Bool[Tensor, "batch length"] | None = None,
+    bias: Float[Tensor, "1 heads queries length"] | None = None,
 ) -> Float[Tensor, "batch heads queries head_width"]:
-    """softmax(query key^T / sqrt(head_width)) value, over what each query may see.
+    """softmax(query key^T / sqrt(head_width) + bias) value, over what each query may see.
 
     Paper: Vaswani et al., Attention Is All You Need, arXiv:1706.03762.
     """
     mask = None if visible is None else visible[:, None, None, :]
     if query.device.type != "cpu" or key.shape[2] > PLAIN_LENGTH:
+        if bias is not None:
+            mask = bias if mask is None else bias.masked_fill(~mask, float("-inf"))
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
     weights = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    if bias is not None:
+        weights = weights + bias
     if causal:
         later = torch.ones(weights.shape[-2:], dtype=torch.bool, device=query.device).triu(1)
         weights = weights.masked_fill(later, float("-inf"))

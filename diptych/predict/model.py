@@ -1,11 +1,13 @@
 """A trained model as people use it: pictures and texts in, arrays out.
 
 An item's vector is the same alone and in any batch (float32: to 1e-5). Preprocessing comes from
-the model's contract; there is nothing to choose. `embed.py` does whole sources to disk.
+the model's contract; there is nothing to choose. `embed.py` does whole sources to disk,
+`compare.py` tells what changed between pictures.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from diptych.checkpoint import Bundle
 from diptych.data.calibration import Calibration, read_calibration
@@ -22,6 +25,9 @@ from diptych.data.prompts import class_vectors
 from diptych.data.tokenizer import trim
 from diptych.data.transforms import ImageTransformConfig, evaluation_transform, normalise
 from diptych.errors import DataError, RequestError
+from diptych.models.image_tower import ImageTowerConfig
+from diptych.models.timm_tower import TimmTowerConfig
+from diptych.predict.differences import change_map, seen_side
 from diptych.pretrained.opening import find, open_model
 
 Picture = Path | str | bytes | Image.Image | np.ndarray
@@ -33,8 +39,6 @@ class Model:
 
     def __init__(self, bundle: Bundle, path: Path, device: str = "cpu") -> None:
         self.path = path
-        self.fingerprint = bundle.fingerprint
-        """Changes with the weights and with any part of the preprocessing."""
         self.embed: int = bundle.model.config.embed
         """Dimensions of the vectors."""
         self.objective: str = bundle.model.config.objective
@@ -48,6 +52,11 @@ class Model:
         self._net = bundle.model.to(self._device).eval()
         self._trims = bundle.model.config.text.pool != "last"
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes with the weights and with any part of the preprocessing."""
+        return self._bundle.fingerprint
+
     def encode_image(
         self, images: Iterable[Picture], *, chunk: int = 64
     ) -> Float[np.ndarray, "images embed"]:
@@ -58,13 +67,43 @@ class Model:
             chunk: Pictures encoded at a time; changes no result.
 
         Raises:
-            RequestError: `images` is one picture instead of a list, a file does not exist, or
-                `chunk` is below 1.
+            RequestError: `images` is one picture instead of a list, a file does not exist, `chunk`
+                is below 1, or the model reads sequences of pictures.
             DataError: A picture cannot be read.
         """
         _check_list(images, "pictures", "encode_image")
         vectors = [self._image_vectors(part) for part in self._decoded(images, chunk)]
         return np.concatenate([np.zeros((0, self.embed), np.float32), *vectors])
+
+    def encode_sequences(
+        self, sequences: Iterable[Sequence[Picture]], *, chunk: int = 32
+    ) -> Float[np.ndarray, "sequences embed"]:
+        """Unit vectors of what the last picture of each sequence changed.
+
+        A model of single pictures (`pair` is "none") was not trained for it: of such a one this is
+        vector(last picture) - vector(the one before), made a unit vector, or zeros where both are
+        the same.
+
+        Args:
+            sequences: Two or more pictures each, oldest first.
+            chunk: Sequences encoded at a time; changes no result.
+
+        Raises:
+            RequestError: A sequence has fewer than two pictures or is a picture itself, a file
+                does not exist, or `chunk` is below 1.
+            DataError: A picture cannot be read.
+        """
+        rows = [list(sequence) for sequence in _checked_sequences(sequences)]
+        vectors = np.zeros((len(rows), self.embed), np.float32)
+        for length in sorted({len(row) for row in rows}):
+            places = [place for place, row in enumerate(rows) if len(row) == length]
+            pictures = [picture for place in places for picture in rows[place]]
+            parts_of_them = [
+                self.encode_prepared_sequences(_in_sequences(part, length))
+                for part in self._decoded(pictures, chunk * length)
+            ]
+            vectors[places] = np.concatenate(parts_of_them)
+        return vectors
 
     def encode_text(
         self, texts: Iterable[str], *, chunk: int = 256
@@ -181,14 +220,103 @@ class Model:
         """
         return evaluation_transform(to_rgb(picture), self._bundle.transform)
 
+    def prepare_all(self, pictures: Sequence[Picture]) -> UInt8[np.ndarray, "images size size 3"]:
+        """`prepare` of several pictures, at least one.
+
+        Raises:
+            RequestError: A file does not exist.
+            DataError: A picture cannot be read.
+        """
+        return np.stack(next(self._decoded(pictures, len(pictures))))
+
+    @property
+    def pair(self) -> str:
+        """What becomes the vector of a sequence, "none" for a model of single pictures; see
+        `DualEncoderConfig.pair`."""
+        return self._bundle.model.config.pair
+
     @torch.inference_mode()
     def encode_prepared(
         self, pixels: UInt8[np.ndarray, "images size size 3"]
     ) -> Float[np.ndarray, "images embed"]:
-        """Unit vectors of pictures that went through `prepare`."""
+        """Unit vectors of pictures that went through `prepare`.
+
+        Raises:
+            RequestError: The model reads sequences of pictures.
+        """
+        if self.pair != "none":
+            raise RequestError(
+                f"this model reads pictures and those before them (pair {self.pair!r}), so a "
+                "single picture has no vector and cannot be embedded, indexed or classified. Use "
+                "`diptych compare` or `diptych evaluate --task change`, or in Python "
+                "encode_sequences."
+            )
+        return self._net.encode_image(self._normalised(pixels)).cpu().numpy()
+
+    @torch.inference_mode()
+    def encode_prepared_sequences(
+        self, pixels: UInt8[np.ndarray, "sequences images size size 3"]
+    ) -> Float[np.ndarray, "sequences embed"]:
+        """`encode_sequences` of pictures that went through `prepare`; as many in each sequence."""
+        if self.pair == "none":
+            last_two = self.encode_prepared(pixels[:, -2:].reshape(-1, *pixels.shape[2:]))
+            difference = torch.from_numpy(last_two[1::2] - last_two[::2])
+            return F.normalize(difference, dim=1).numpy()
+        return self._net.encode_image(self._sequences(pixels)).cpu().numpy()
+
+    @property
+    def has_places(self) -> bool:
+        """Whether it has `differences`; models with an image tower of timm have none."""
+        return not isinstance(self._bundle.model.config.image, TimmTowerConfig)
+
+    @property
+    def seen_side(self) -> int:
+        """Side of what `differences` lie over, in pixels from the upper left corner of a prepared
+        picture; less than `transform.image_size` where the tower leaves out an edge."""
+        return seen_side(self._bundle.model.config.image)
+
+    @torch.inference_mode()
+    def changed_prepared(
+        self, pixels: UInt8[np.ndarray, "sequences images size size 3"]
+    ) -> Float[np.ndarray, " sequences"]:
+        """How probable it is that the last picture of each sequence changed anything, as a model
+        with pair "located" learned it. Pictures went through `prepare`; as many in each sequence.
+        """
+        return self._net.locate(self._sequences(pixels)).changed.sigmoid().cpu().numpy()
+
+    @torch.inference_mode()
+    def differences(
+        self, pixels: UInt8[np.ndarray, "sequences images size size 3"]
+    ) -> Float[np.ndarray, "sequences rows columns"]:
+        """Where the last picture of each sequence differs from those before, in 0 to 1: as a model
+        with pair "located" learned it, else see `differences.py`. Pictures went through `prepare`;
+        as many in each sequence.
+
+        Raises:
+            RequestError: The image tower has no vectors of places, such as one of timm.
+        """
+        image = self._sequences(pixels)
+        if self.pair == "located":
+            place = self._net.locate(image).place.sigmoid()
+            tower = self._bundle.model.config.image
+            assert isinstance(tower, ImageTowerConfig)  # the only one with vectors of places
+            side = tower.side
+            return place.unflatten(1, (side, side)).cpu().numpy()
+        return change_map(self._net.image, image).cpu().numpy()
+
+    def _sequences(
+        self, pixels: UInt8[np.ndarray, "sequences images size size 3"]
+    ) -> Float[Tensor, "sequences images 3 size size"]:
+        """What the tower takes of sequences, on its device."""
+        image = self._normalised(pixels.reshape(-1, *pixels.shape[2:]))
+        return image.unflatten(0, pixels.shape[:2])
+
+    def _normalised(
+        self, pixels: UInt8[np.ndarray, "images size size 3"]
+    ) -> Float[Tensor, "images 3 size size"]:
+        """What the tower takes, on its device."""
         transform = self._bundle.transform
-        image = normalise(torch.from_numpy(pixels).to(self._device), transform.mean, transform.std)
-        return self._net.encode_image(image).cpu().numpy()
+        return normalise(torch.from_numpy(pixels).to(self._device), transform.mean, transform.std)
 
     def _image_vectors(self, part: Sequence[np.ndarray]) -> Float[np.ndarray, "images embed"]:
         """Unit vectors of one chunk of prepared pictures."""
@@ -294,6 +422,26 @@ def _check_list(items: object, what: str, where: str) -> None:
             f"{where} takes a list of {what} and was given one {type(items).__name__}. "
             "Put it in a list."
         )
+
+
+def _checked_sequences(sequences: Iterable[Sequence[Picture]]) -> Iterator[Sequence[Picture]]:
+    """The sequences, each a list of two pictures or more."""
+    for number, sequence in enumerate(sequences):
+        _check_list(sequence, "pictures in each sequence", "encode_sequences")
+        if len(sequence) < 2:
+            raise RequestError(
+                f"sequence {number} has {len(sequence)} picture, and a change takes two. "
+                "Give [before, after]."
+            )
+        yield sequence
+
+
+def _in_sequences(
+    pictures: Sequence[UInt8[np.ndarray, "size size 3"]], length: int
+) -> UInt8[np.ndarray, "sequences images size size 3"]:
+    """Pictures that follow each other, `length` to a sequence."""
+    pixels = np.stack(pictures)
+    return pixels.reshape(-1, length, *pixels.shape[1:])
 
 
 def _only_texts(items: Sequence[object]) -> list[str]:

@@ -2,24 +2,20 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
-from diptych.checkpoint import Bundle, save_bundle
+from diptych.checkpoint import Bundle, save_again
 from diptych.errors import RequestError, nearest
 from diptych.files import whole_folder
+from diptych.models.change import ChangeModel
+from diptych.models.kinds import AnyModel
 from diptych.pretrained.open_clip import write_open_clip
 from diptych.pretrained.transformers import write_transformers
 
 
-def _write_diptych(bundle: Bundle, folder: Path) -> tuple[str, ...]:
+def _write_diptych(bundle: Bundle[AnyModel], folder: Path) -> tuple[str, ...]:
     """Our own layout."""
-    save_bundle(
-        folder,
-        bundle.model,
-        bundle.tokenizer,
-        bundle.transform,
-        trained_on=bundle.trained_on,
-        made_by=bundle.made_by,
-    )
+    save_again(folder, bundle)
     return ()
 
 
@@ -31,7 +27,7 @@ WRITERS: dict[str, Callable[[Bundle, Path], tuple[str, ...]]] = {
 """Who writes each layout; each gives what is to be said about the result."""
 
 
-def convert(bundle: Bundle, folder: str | Path, layout: str) -> tuple[str, ...]:
+def convert(bundle: Bundle[AnyModel], folder: str | Path, layout: str) -> tuple[str, ...]:
     """Write a model as a folder of another library; whole, or not at all.
 
     Args:
@@ -44,7 +40,7 @@ def convert(bundle: Bundle, folder: str | Path, layout: str) -> tuple[str, ...]:
 
     Raises:
         RequestError: There is no such layout, `folder` holds something, or the layout cannot
-            express the model.
+            express the model: no other library has one of pictures in a row.
         StorageError: The disk refused; nothing is left behind.
     """
     folder = Path(folder)
@@ -52,5 +48,17 @@ def convert(bundle: Bundle, folder: str | Path, layout: str) -> tuple[str, ...]:
         raise RequestError(f"there is no layout {layout!r}. {nearest(layout, WRITERS)}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RequestError(f"{folder} holds something already. Give a new folder.")
+    if layout != "diptych":
+        if isinstance(bundle.model, ChangeModel):
+            raise RequestError(
+                f"it is a change model, which writes what changed, and {layout} has no such model. "
+                "Use --to diptych."
+            )
+        pair = bundle.model.config.pair
+        if pair != "none":
+            raise RequestError(
+                f"the model reads pictures in a row (pair {pair!r}), and {layout} has no such "
+                "model. Use --to diptych."
+            )
     with whole_folder(folder) as temporary:
-        return WRITERS[layout](bundle, temporary)
+        return WRITERS[layout](cast(Bundle, bundle), temporary)  # a change model only to ours

@@ -6,6 +6,13 @@ A new recipe is a function and one line in `RECIPES`.
 from collections.abc import Callable
 
 from diptych.errors import RequestError, nearest
+from diptych.recipes.change import (
+    change_caption_small,
+    change_caption_tiny,
+    change_clip_small,
+    change_finetune,
+    change_tiny,
+)
 from diptych.recipes.clip import clip_mini, clip_resnet_small, clip_small, clip_tiny
 from diptych.recipes.finetune import finetune
 from diptych.recipes.published import (
@@ -31,6 +38,11 @@ RECIPES: dict[str, Callable[[], Run]] = {
     "clip-small": clip_small,
     "clip-resnet-small": clip_resnet_small,
     "finetune": finetune,
+    "change-tiny": change_tiny,
+    "change-clip-small": change_clip_small,
+    "change-caption-tiny": change_caption_tiny,
+    "change-caption-small": change_caption_small,
+    "change-finetune": change_finetune,
     "siglip-tiny": siglip_tiny,
     "siglip-small": siglip_small,
     "clip-rn50": clip_rn50,

@@ -5,6 +5,9 @@
     OUT/model/         the chosen model; `diptych.load(OUT)` takes it
     OUT/finetune.json  every judgement, and why the chosen one was chosen
 
+A model of pictures in a row has no task of single pictures to keep: the end of training is chosen,
+or the place that `alpha` names.
+
 What is asked: the pairs of --val (the new task), and those of --held-out (what the model could do
 already). What is said of it is in `before_after_text.py`, the interpolation in `train/wise_ft.py`,
 the training in `train/loop.py`.
@@ -17,19 +20,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from diptych.checkpoint import Bundle, load_bundle, save_bundle
+from diptych.checkpoint import Bundle, load_bundle, save_again
 from diptych.comm import Comm
+from diptych.errors import RequestError
 from diptych.evaluate.retrieval import RetrievalResult
 from diptych.files import whole_folder, write_text
+from diptych.models.kinds import reads_sequences
 from diptych.recipes.before_after_text import WAYS, Recalls, Sweep, choice, report_text, verdict
-from diptych.recipes.evaluators import recall_evaluator
+from diptych.recipes.evaluators import evaluators_of
 from diptych.recipes.exam import Exams, set_exams
 from diptych.train.log import Live
 from diptych.train.loop import TrainResult, train
 from diptych.train.lora_files import ADAPTER, load_adapter, save_adapter
 from diptych.train.run import FinetuneConfig, Run
 from diptych.train.start import BEFORE
-from diptych.train.state import load_progress
 from diptych.train.wise_ft import ALPHAS, between
 
 RESAMPLES, QUICK = 1000, 2
@@ -70,23 +74,27 @@ def fine_tune(
         start: The model it begins with, if it is open already.
 
     Raises:
-        RequestError: A source cannot be opened or has too few pictures; nothing was trained.
+        RequestError: A source cannot be opened or has too few pictures, or something is held out
+            that the model cannot be asked; nothing was trained.
     """
-    comm, live = comm or Comm(), live or Live()
-    exams = set_exams(run) if comm.first else None
+    comm, live, pairs = comm or Comm(), live or Live(), reads_sequences(run.model)
+    if pairs:
+        _require_nothing_held_out(run)
+    exams = set_exams(run) if comm.first and not pairs else None
     for note in exams.notes if exams else ():
         live.say(note)
-    evaluators = {"recall": recall_evaluator(run)} if run.data.val else {}
     trained = train(
         run,
         folder,
         resume=resume,
         device=device,
         comm=comm,
-        evaluators=evaluators,
+        evaluators=evaluators_of(run),
         live=live,
         start=start,
     )
+    if pairs and comm.first and trained.finished:
+        return FineTuned(trained, *conclude_pairs(run, folder, trained.checkpoint))
     if exams is None or not trained.finished:
         return FineTuned(trained, None, "")
     judged, text = conclude(run, folder, trained.checkpoint, exams, device, live)
@@ -125,12 +133,8 @@ def conclude(
     }
     said = verdict(finetune, exams, report)
     mark = keep_chosen(folder, checkpoint, models["chosen"], alpha, finetune)
-    values = {
-        "start": {"model": finetune.model, "fingerprint": finetune.fingerprint},
-        "checkpoint": checkpoint.name,
+    values = _conclusion(run, checkpoint, alpha, rule) | {
         "model_fingerprint": mark,
-        "alpha": alpha,
-        "rule": rule,
         "verdict": said,
         "asked": _asked(exams),
         "sweep": [{"alpha": place, **found} for place, found in sweep.items()],
@@ -138,11 +142,52 @@ def conclude(
             name: {task: result.to_dict() for task, result in results.items()}
             for name, results in report.items()
         },
-        "seed": run.seed,
-        "made_by": {"diptych": version("diptych"), "python": platform.python_version()},
     }
     write_text(folder / "finetune.json", json.dumps(values, indent=2) + "\n")
     return values, "\n".join([report_text(alpha, rule, exams, sweep, report), *said])
+
+
+def _require_nothing_held_out(run: Run) -> None:
+    """Refuse a question about single pictures to a model of pictures in a row.
+
+    Raises:
+        RequestError: Names what is held out.
+    """
+    finetune = run.finetune
+    if finetune is not None and finetune.held_out is not None:
+        raise RequestError(
+            f"--held-out {finetune.held_out} asks for single pictures, and {run.recipe} makes a "
+            "model of pictures in a row, which does not read them. Leave --held-out out."
+        )
+
+
+def conclude_pairs(run: Run, folder: Path, checkpoint: Path) -> tuple[dict[str, Any], str]:
+    """Write model/ and finetune.json of a model of pictures in a row; as `conclude`."""
+    finetune = run.finetune
+    assert finetune is not None
+    alpha, rule = 1.0, "the end of training: a model of pictures in a row has no old task to keep"
+    after = load_bundle(checkpoint)
+    if finetune.alpha is not None:
+        alpha, rule = finetune.alpha, f"alpha {finetune.alpha:g} was asked for"
+        before = load_bundle(folder / BEFORE).model
+        after = replace(after, model=between(before, after.model, alpha))
+    values = _conclusion(run, checkpoint, alpha, rule)
+    values["model_fingerprint"] = keep_chosen(folder, checkpoint, after, alpha, finetune)
+    write_text(folder / "finetune.json", json.dumps(values, indent=2) + "\n")
+    return values, f"chosen: {rule}"
+
+
+def _conclusion(run: Run, checkpoint: Path, alpha: float, rule: str) -> dict[str, Any]:
+    """What finetune.json says of every run."""
+    assert run.finetune is not None
+    return {
+        "start": {"model": run.finetune.model, "fingerprint": run.finetune.fingerprint},
+        "checkpoint": checkpoint.name,
+        "alpha": alpha,
+        "rule": rule,
+        "seed": run.seed,
+        "made_by": {"diptych": version("diptych"), "python": platform.python_version()},
+    }
 
 
 def keep_chosen(
@@ -150,14 +195,7 @@ def keep_chosen(
 ) -> str:
     """Write the chosen model to model/, with its adapters if it has some; gives its fingerprint."""
     with whole_folder(folder / "model") as temporary:
-        mark = save_bundle(
-            temporary,
-            chosen.model,
-            chosen.tokenizer,
-            chosen.transform,
-            trained_on=load_progress(checkpoint).trained_on,
-            made_by=chosen.made_by,
-        )
+        mark = save_again(temporary, chosen)
         if finetune.lora.rank:
             adapted = load_bundle(folder / BEFORE).model
             load_adapter(adapted, checkpoint / ADAPTER)

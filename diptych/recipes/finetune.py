@@ -13,7 +13,8 @@ from diptych.data.augment import AugmentConfig
 from diptych.recipes.clip import clip_small
 from diptych.train.run import FinetuneConfig, OptimizerConfig, Run
 
-NAME = "finetune"
+NAMES = ("finetune", "change-finetune")
+"""Recipes whose rate, batch and length follow from the number of pairs."""
 
 RATE = 0.1
 """Highest rate times the width of the model, at `FULL_BATCH`. CLIP was trained at 0.4 / width (5e-4
@@ -42,7 +43,7 @@ seen, but one at least."""
 def finetune() -> Run:
     """Fine-tuning: from a trained model on up to 10,000 pairs; keeps what it could do before."""
     return Run(
-        recipe=NAME,
+        recipe="finetune",
         model=clip_small().model,  # that of --from takes its place
         data=clip_small().data.model_copy(update={"augment": AugmentConfig()}),
         optimizer=OptimizerConfig(
@@ -68,7 +69,7 @@ def suited(run: Run, pairs: int | None, batch: int | None = None) -> Run:
         pairs: Of the training source; None for one without end.
         batch: Pairs per step if that was asked for.
     """
-    if run.recipe != NAME or run.finetune is None:
+    if run.recipe not in NAMES or run.finetune is None:
         return run
     if batch is None:
         most = FULL_BATCH if pairs is None else pairs // FEWEST_STEPS_PER_EPOCH

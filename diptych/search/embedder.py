@@ -15,11 +15,13 @@ class Embedder(Protocol):
     path: Path
     """Folder of the model, which the library remembers."""
 
-    fingerprint: str
-    """Changes with everything that changes a vector."""
-
     embed: int
     """Dimensions of the vectors."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with everything that changes a vector."""
+        ...
 
     def prepare(self, picture: Any) -> UInt8[np.ndarray, "size size 3"]:
         """What the model will see of a picture; called in several threads at a time.

@@ -5,14 +5,18 @@ and saves the average, `state.py` keeps the trained weights beside it so that a 
 """
 
 import copy
+from typing import Generic, TypeVar
 
 import torch
 from torch import nn
 
 from diptych.models.dual_encoder import DualEncoder
+from diptych.models.kinds import AnyModel
+
+AveragedModel = TypeVar("AveragedModel", bound=AnyModel)
 
 
-class WeightAverage:
+class WeightAverage(Generic[AveragedModel]):
     """Exponential moving average of a model's weights.
 
         model <- start
@@ -27,7 +31,7 @@ class WeightAverage:
     Tarvainen and Valpola, Mean Teachers, arXiv:1703.01780.
     """
 
-    def __init__(self, trained: DualEncoder, decay: float) -> None:
+    def __init__(self, trained: AveragedModel, decay: float) -> None:
         """Begin at the weights as they are.
 
         Args:
@@ -49,7 +53,8 @@ class WeightAverage:
         torch._foreach_lerp_(ours, theirs, share)
         for average, trained in self._copied:
             average.copy_(trained)
-        self.model.limit_scale()  # a mean of limited numbers may pass the limit by a rounding
+        if isinstance(self.model, DualEncoder):
+            self.model.limit_scale()  # a mean of limited numbers may pass the limit by a rounding
 
 
 def _tensors(model: nn.Module) -> list[torch.Tensor]:

@@ -2,12 +2,14 @@
 
 A tower is its embeddings (patches, positions, token vectors, a residual network's stem), its blocks
 from the bottom up, and its top (last norm, pool). Projections, scale and bias stand above both
-towers. A tower of timm is not taken apart: it counts as a single block.
+towers. A tower of timm is not taken apart: it counts as a single block. What a stateful encoder
+adds to a block belongs to the same layer.
 """
 
 from diptych.models.dual_encoder import DualEncoder
-from diptych.models.image_tower import ImageTower
+from diptych.models.image_tower import VisionTransformer
 from diptych.models.resnet_tower import ResNetTower
+from diptych.models.stateful_encoder import StatefulEncoder
 
 TOWERS = ("image", "text")
 
@@ -21,9 +23,18 @@ def blocks_of(model: DualEncoder, tower: str) -> list[str]:
     if isinstance(part, ResNetTower):
         layers = enumerate(part.config.layers)
         return [f"{tower}.stages.{stage}.{block}" for stage, n in layers for block in range(n)]
-    if tower == "image" and not isinstance(part, ImageTower):
+    if tower == "image" and not isinstance(part, VisionTransformer):
         return [f"{tower}.trunk"]
     return [f"{tower}.blocks.{number}" for number in range(len(part.blocks))]
+
+
+def layers_of(model: DualEncoder, tower: str) -> list[list[str]]:
+    """The dotted names of what makes each layer of a tower, from the bottom up: its block, and what
+    a stateful encoder adds to it."""
+    blocks = blocks_of(model, tower)
+    if isinstance(getattr(model, tower), StatefulEncoder):
+        return [[block, block.replace(".blocks.", ".state_blocks.")] for block in blocks]
+    return [[block] for block in blocks]
 
 
 def levels_below_top(model: DualEncoder) -> dict[str, int]:
@@ -34,9 +45,10 @@ def levels_below_top(model: DualEncoder) -> dict[str, int]:
     """
     places: dict[str, int] = {}
     for tower in TOWERS:
-        blocks = blocks_of(model, tower)
-        places |= {f"{block}.": len(blocks) - number for number, block in enumerate(blocks)}
-        places |= {f"{tower}.{part}": len(blocks) + 1 for part in EMBEDDINGS}
+        layers = layers_of(model, tower)
+        for number, names in enumerate(layers):
+            places |= {f"{name}.": len(layers) - number for name in names}
+        places |= {f"{tower}.{part}": len(layers) + 1 for part in EMBEDDINGS}
     return {
         name: next((level for place, level in places.items() if name.startswith(place)), 0)
         for name, _ in model.named_parameters()

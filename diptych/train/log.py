@@ -117,11 +117,11 @@ def live_text(row: dict[str, Any], progress: float, left_s: float) -> str:
 class Watch:
     """Looks at the log rows as they come, and says what a person should know, once each."""
 
-    def __init__(self, chance: float, context: int, *, inherited: bool = False) -> None:
+    def __init__(self, chance: float | None, context: int, *, inherited: bool = False) -> None:
         """What to compare with.
 
         Args:
-            chance: Loss of a model that cannot tell pairs apart.
+            chance: Loss of a model that cannot tell pairs apart; None where there is no such loss.
             context: Tokens that the text tower reads.
             inherited: Whether the run begins with a trained model, whose context stays.
         """
@@ -132,7 +132,8 @@ class Watch:
 
     def look(self, row: dict[str, Any], progress: float) -> list[str]:
         """New warnings, each with advice."""
-        near = abs(row["loss"] - self.chance) < 0.02 * self.chance
+        chance = self.chance
+        near = chance is not None and abs(row["loss"] - chance) < 0.02 * chance
         self._at_chance = self._at_chance + 1 if near and progress > 0.1 else 0
         self._waiting = self._waiting + 1 if row["wait_share"] > 0.5 else 0
         warnings = []
@@ -140,7 +141,7 @@ class Watch:
             self._said.add("chance")
             warnings.append(
                 f"the loss sits at {row['loss']:.3f}, and a model that cannot tell pairs apart "
-                f"has {self.chance:.3f}. Check that captions belong to their pictures; "
+                f"has {chance:.3f}. Check that captions belong to their pictures; "
                 "try a lower rate (--set optimizer.lr=3e-4) or a longer warm-up "
                 "(--set optimizer.warmup=0.2)."
             )

@@ -19,18 +19,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diptych.batch import ImageTextBatch
 from diptych.checkpoint import Bundle
 from diptych.comm import Comm
 from diptych.data.tokenizer import Tokenizer
 from diptych.errors import DataError, TrainingError
 from diptych.models.dual_encoder import DualEncoder
+from diptych.models.kinds import AnyModel
 from diptych.train.log import Live, cut_text, live_text
 from diptych.train.optimizer import learning_rate
 from diptych.train.run import Run
 from diptych.train.session import Session, set_up
 from diptych.train.start import to_training
 from diptych.train.state import last_checkpoint, save_checkpoint
+from diptych.train.step import AnyBatch
 
 MOST_BAD = 0.2
 """A run stops when failed reads are more than this share of the pairs seen."""
@@ -42,7 +43,7 @@ group."""
 BadSamples = tuple[tuple[str, str], ...]
 """(key, reason) of each."""
 
-Evaluator = Callable[[DualEncoder, Tokenizer], Mapping[str, float]]
+Evaluator = Callable[[AnyModel, Tokenizer], Mapping[str, float]]
 """Judges the model as it is; its numbers go into the log beside the validation loss."""
 
 
@@ -150,7 +151,7 @@ def _result(session: Session, before: int, validation_loss: float | None) -> Tra
     )
 
 
-def _batches(session: Session) -> Iterator[ImageTextBatch]:
+def _batches(session: Session) -> Iterator[AnyBatch]:
     """Training batches from where the run stands; none if it is already done."""
     if session.done >= 1:
         return iter(())
@@ -160,7 +161,7 @@ def _batches(session: Session) -> Iterator[ImageTextBatch]:
     )
 
 
-def _timed(batches: Iterator[ImageTextBatch]) -> Iterator[tuple[ImageTextBatch, float]]:
+def _timed(batches: Iterator[AnyBatch]) -> Iterator[tuple[AnyBatch, float]]:
     """Each batch, with the seconds spent waiting for it."""
     while True:
         before = time.monotonic()
@@ -170,7 +171,7 @@ def _timed(batches: Iterator[ImageTextBatch]) -> Iterator[tuple[ImageTextBatch, 
         yield batch, time.monotonic() - before
 
 
-def _step(session: Session, batch: ImageTextBatch, waited_s: float) -> tuple[float, Tensor]:
+def _step(session: Session, batch: AnyBatch, waited_s: float) -> tuple[float, Tensor]:
     """One step; its rate, and the length of its gradient."""
     run, progress, model = session.run, session.progress, session.model
     rate = learning_rate(session.middle, run.optimizer)
@@ -181,7 +182,8 @@ def _step(session: Session, batch: ImageTextBatch, waited_s: float) -> tuple[flo
     loss = session.objective.backward(session.trained, batch)
     norm = nn.utils.clip_grad_norm_(model.parameters(), run.optimizer.clip_norm)
     session.optimizer.step()
-    model.limit_scale()
+    if isinstance(model, DualEncoder):
+        model.limit_scale()
     if session.average is not None:
         session.average.follow(progress.step)
     progress.step += 1
@@ -199,7 +201,7 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
     return int.from_bytes(mark[:7], "little")
 
 
-def _count_troubles(session: Session, batch: ImageTextBatch) -> None:
+def _count_troubles(session: Session, batch: AnyBatch) -> None:
     """Take up captions cut and samples that could not be read; stop when they are too many."""
     progress = session.progress
     for cut, bad in _troubles(session, batch):
@@ -217,7 +219,7 @@ def _count_troubles(session: Session, batch: ImageTextBatch) -> None:
         )
 
 
-def _troubles(session: Session, batch: ImageTextBatch) -> list[tuple[int, BadSamples]]:
+def _troubles(session: Session, batch: AnyBatch) -> list[tuple[int, BadSamples]]:
     """Captions cut and samples that could not be read, of every rank. Reasons are sent round only
     when there are any: most steps have none."""
     if session.comm.size > 1:
@@ -237,7 +239,7 @@ def _log(session: Session, rate: float, norm: float) -> None:
         "step": progress.step,
         "loss": _window_mean(session),
         "lr": rate,
-        "scale": session.model.log_scale.exp().item(),
+        **_scale(session.model),
         "gradient_norm": norm,
         "pairs": progress.pairs,
         "cut": progress.cut,
@@ -255,6 +257,11 @@ def _log(session: Session, rate: float, norm: float) -> None:
             session.live.say(f"warning: {warning}")
     session.window_loss.zero_()
     progress.window_steps, session.waited_s, session.logged = 0, 0.0, now
+
+
+def _scale(model: AnyModel) -> dict[str, float]:
+    """The temperature, for the log of a model that has one."""
+    return {"scale": model.log_scale.exp().item()} if isinstance(model, DualEncoder) else {}
 
 
 def _record(session: Session, row: dict[str, Any]) -> None:
@@ -327,9 +334,7 @@ def _validate(session: Session, evaluators: Mapping[str, Evaluator]) -> tuple[fl
     return loss, improved
 
 
-def _noting(
-    batches: Iterator[ImageTextBatch], bad: list[tuple[str, str]]
-) -> Iterator[ImageTextBatch]:
+def _noting(batches: Iterator[AnyBatch], bad: list[tuple[str, str]]) -> Iterator[AnyBatch]:
     """The same batches; what could not be read goes into `bad`."""
     for batch in batches:
         bad.extend(batch.bad)

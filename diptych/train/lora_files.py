@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diptych.errors import CheckpointError
-from diptych.models.dual_encoder import DualEncoder
 from diptych.nn.lora import adapted_layers, add_adapters, is_adapter
 from diptych.tensors import load_tensors, save_tensors
 
@@ -35,7 +34,7 @@ PLAIN = {
 """Settings of PEFT under which its adapters compute what ours do."""
 
 
-def save_adapter(folder: Path, model: DualEncoder, base: str | None, *, share: float = 1.0) -> None:
+def save_adapter(folder: Path, model: nn.Module, base: str | None, *, share: float = 1.0) -> None:
     """Write a model's adapters.
 
     Args:
@@ -67,12 +66,12 @@ def save_adapter(folder: Path, model: DualEncoder, base: str | None, *, share: f
     save_tensors(folder / "adapter_model.safetensors", tensors)
 
 
-def adapter_tensors(model: DualEncoder) -> dict[str, Tensor]:
+def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The adapters of a model by their names in it."""
     return {name: value for name, value in model.state_dict().items() if is_adapter(name)}
 
 
-def load_adapter(model: DualEncoder, folder: Path) -> None:
+def load_adapter(model: nn.Module, folder: Path) -> None:
     """Give a model the adapters of a folder, in place; those it has already are overwritten.
 
     Args:
@@ -112,7 +111,7 @@ def load_adapter(model: DualEncoder, folder: Path) -> None:
 
 
 @torch.no_grad()
-def fill_adapters(model: DualEncoder, tensors: dict[str, Tensor], path: Path) -> None:
+def fill_adapters(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     """Put numbers into the adapters that a model has.
 
     Raises:

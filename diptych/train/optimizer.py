@@ -52,7 +52,7 @@ def make_optimizer(
 def decays(name: str, weight: torch.Tensor) -> bool:
     """True for matrices of linear layers and token tables; false for all that only shifts or
     scales."""
-    return weight.ndim >= 2 and not name.endswith(("positions", "probe"))
+    return weight.ndim >= 2 and not name.endswith(("positions", "probe", "place", "ages"))
 
 
 def learning_rate(progress: float, config: OptimizerConfig) -> float:

@@ -15,7 +15,7 @@ from diptych.data.pipeline import CaptionDraw
 from diptych.data.source import SourceOptions
 from diptych.data.transforms import ImageTransformConfig
 from diptych.errors import ConfigError
-from diptych.models.dual_encoder import DualEncoderConfig
+from diptych.models.kinds import AnyModelConfig
 from diptych.nn.lora import LoraConfig
 
 TrackerName = Literal["tensorboard", "trackio", "wandb"]
@@ -145,8 +145,9 @@ class Run(Config):
     recipe: str
     """Name of the recipe it came from."""
 
-    model: DualEncoderConfig
-    """What is trained. `text.vocabulary` is the most that may be learned from the captions."""
+    model: AnyModelConfig
+    """What is trained: a dual encoder, or with kind "change" a change model. `text.vocabulary` is
+    the most that may be learned from the captions."""
 
     data: DataConfig
     """What it is trained on."""

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from diptych.checkpoint import Bundle, read_contract
+from diptych.checkpoint import Bundle
 from diptych.comm import Comm
+from diptych.contract import read_contract
 from diptych.data.opening import open_source
+from diptych.data.pair_pipeline import PairPipeline
 from diptych.data.pipeline import OrderConfig, Pipeline
 from diptych.data.several import Mixture, training_order
 from diptych.data.source import Source
@@ -23,8 +25,12 @@ from diptych.data.tokenizer import Tokenizer
 from diptych.errors import ConfigError, RequestError
 from diptych.files import sweep, write_text
 from diptych.losses.tiles import sum_dtype
-from diptych.models.dual_encoder import DualEncoder
+from diptych.models.change import ChangeModel, ChangeModelConfig
+from diptych.models.decoder import DecoderConfig
+from diptych.models.dual_encoder import DualEncoder, DualEncoderConfig
+from diptych.models.kinds import AnyModel, build_model, reads_sequences
 from diptych.train.average import WeightAverage
+from diptych.train.change_step import ChangeObjective
 from diptych.train.depth import levels_below_top
 from diptych.train.log import Live, RunLog, Watch
 from diptych.train.optimizer import make_optimizer
@@ -35,6 +41,7 @@ from diptych.train.start import (
     holds_statistics,
     keep_start,
     open_start,
+    paired,
     require_inherited,
     start_notes,
 )
@@ -63,14 +70,14 @@ class Session:
     run: Run
     folder: Path
     comm: Comm
-    model: DualEncoder
+    model: AnyModel
     trained: nn.Module
     """The model, or the wrapper that averages its gradients over processes."""
 
     trackers: Trackers
     """Of the first rank; none elsewhere."""
 
-    average: WeightAverage | None
+    average: WeightAverage[AnyModel] | None
     """Of the model's weights, in a run with `ema`."""
 
     tokenizer: Tokenizer
@@ -78,9 +85,9 @@ class Session:
     """The library whose preparation and names the model had at first."""
 
     optimizer: torch.optim.Optimizer
-    objective: Objective
-    train: Pipeline
-    val: Pipeline | None
+    objective: Objective | ChangeObjective
+    train: Pipeline | PairPipeline
+    val: Pipeline | PairPipeline | None
     total_steps: int | None
     log: RunLog
     live: Live
@@ -102,7 +109,7 @@ class Session:
     """Name of the signal that asked the run to stop."""
 
     @property
-    def kept(self) -> DualEncoder:
+    def kept(self) -> AnyModel:
         """The model that is judged and saved: the average where there is one."""
         return self.model if self.average is None else self.average.model
 
@@ -170,10 +177,11 @@ def set_up(
     tokenizer = start.tokenizer if start else _tokenizer(run, folder, source, comm)
     train = _pipeline(run, source, tokenizer, order, training=True)
     model = (begin(run, start) if start else _model(run, tokenizer)).to(where)
-    for note in start_notes(run, start, model, total_steps) if start else ():
-        live.say(note)
-    if comm.size > 1 and where.type == "cuda":  # else see models/resnet_tower.py
-        model.join_statistics()
+    if start and isinstance(model, DualEncoder):
+        for note in start_notes(run, start, model, total_steps):
+            live.say(note)
+    if comm.size > 1 and where.type == "cuda" and isinstance(model, DualEncoder):
+        model.join_statistics()  # elsewhere see models/resnet_tower.py
     optimizer = _optimizer(run, model)
     average = None if run.ema is None else WeightAverage(model, run.ema)
     log = RunLog(folder / "log.jsonl")
@@ -226,22 +234,27 @@ def _start(run: Run, folder: Path, resume: bool, start: Bundle | None) -> Bundle
             f"{run.recipe} changes a trained model and none is given. "
             "Give one: --from MODEL, such as the folder of a run."
         )
-    start = start or open_start(run.finetune.model, folder, resume)
+    start = paired(start or open_start(run.finetune.model, folder, resume), run)
     require_inherited(run, start)
     return start
 
 
-def _optimizer(run: Run, model: DualEncoder) -> torch.optim.AdamW:
+def _optimizer(run: Run, model: AnyModel) -> torch.optim.AdamW:
     """The optimizer of the weights that learn, with rates by layer where the run has them."""
-    if run.finetune is None or run.finetune.layer_decay == 1:
+    if run.finetune is None or run.finetune.layer_decay == 1 or isinstance(model, ChangeModel):
         return make_optimizer(model, run.optimizer)
     return make_optimizer(model, run.optimizer, levels_below_top(model), run.finetune.layer_decay)
 
 
 def _watch(run: Run, tokenizer: Tokenizer) -> Watch:
-    """What looks for signs of trouble in the log."""
-    chance, inherited = chance_loss(run.model.objective, run.batch), run.finetune is not None
-    return Watch(chance, tokenizer.context, inherited=inherited)
+    """What looks for signs of trouble in the log. Where the loss also judges whether anything
+    changed, it says no more whether pairs are told apart."""
+    chance, model = None, run.model
+    if isinstance(model, DualEncoderConfig) and not (
+        model.pair == "located" and model.changed_weight
+    ):
+        chance = chance_loss(model.objective, run.batch)
+    return Watch(chance, tokenizer.context, inherited=run.finetune is not None)
 
 
 def _claim(run: Run, folder: Path, resume: bool, start: Bundle | None) -> None:
@@ -276,10 +289,20 @@ def _claim(run: Run, folder: Path, resume: bool, start: Bundle | None) -> None:
         keep_start(start, folder)
 
 
-def _objective(run: Run, comm: Comm, where: torch.device) -> Objective:
+def _objective(run: Run, comm: Comm, where: torch.device) -> Objective | ChangeObjective:
     """What turns a batch into a loss."""
-    bf16 = run.precision == "bf16"
-    return Objective(run.data.transform, comm, where, bf16=bf16, tile=run.tile, chunk=run.chunk)
+    transform, bf16 = run.data.transform, run.precision == "bf16"
+    if isinstance(run.model, ChangeModelConfig):
+        return ChangeObjective(run.model, transform, comm, where, bf16=bf16, chunk=run.chunk)
+    return Objective(
+        transform,
+        comm,
+        where,
+        bf16=bf16,
+        tile=run.tile,
+        chunk=run.chunk,
+        changed_weight=run.model.changed_weight,
+    )
 
 
 def _batch_norm_notes(run: Run, comm: Comm, where: torch.device) -> list[str]:
@@ -321,8 +344,8 @@ def _order(run: Run, comm: Comm) -> OrderConfig:
 def _take_up(
     checkpoint: Path,
     source: Source,
-    model: DualEncoder,
-    average: WeightAverage | None,
+    model: AnyModel,
+    average: WeightAverage[AnyModel] | None,
     optimizer: torch.optim.Optimizer,
 ) -> Progress:
     """Put weights and running means back as they were; where the run stood.
@@ -385,30 +408,33 @@ def _to_learn_from(source: Source, run: Run) -> Iterable[int]:
     return (order.at(number) for number in range(limit))
 
 
-def _model(run: Run, tokenizer: Tokenizer) -> DualEncoder:
+def _model(run: Run, tokenizer: Tokenizer) -> AnyModel:
     """The model with its weights at the start, for the vocabulary that was learned."""
-    text = run.model.text.model_copy(
-        update={
-            "vocabulary": tokenizer.vocabulary,
-            "end_token": tokenizer.end_token,
-            "pad_token": tokenizer.pad_token,
-        }
-    )
+    said = {
+        "vocabulary": tokenizer.vocabulary,
+        "end_token": tokenizer.end_token,
+        "pad_token": tokenizer.pad_token,
+    }
+    if isinstance(run.model, ChangeModelConfig):
+        said["start_token"] = int(tokenizer.encode([""])[0][0, 0])
+    text = run.model.text.model_copy(update=said)
     torch.manual_seed(run.seed)
-    return DualEncoder(run.model.model_copy(update={"text": text}))
+    return build_model(run.model.model_copy(update={"text": text}))
 
 
 def _pipeline(
     run: Run, source: Source, tokenizer: Tokenizer, order: OrderConfig, *, training: bool
-) -> Pipeline:
+) -> Pipeline | PairPipeline:
     """Batches of a source, for training or for judging."""
-    return Pipeline(
+    pipeline = PairPipeline if reads_sequences(run.model) else Pipeline
+    text = run.model.text
+    return pipeline(
         source,
         tokenizer,
         run.data.transform,
         order,
         augment=run.data.augment if training else None,
-        trims_text=run.model.text.pool != "last",
+        trims_text=isinstance(text, DecoderConfig) or text.pool != "last",
     )
 
 
@@ -431,7 +457,7 @@ def _validation_source(run: Run, comm: Comm) -> Source | None:
 
 def _validation_pipeline(
     run: Run, source: Source, tokenizer: Tokenizer, order: OrderConfig
-) -> Pipeline:
+) -> Pipeline | PairPipeline:
     """The same batch size where the source has enough, so that losses can be compared."""
     size = source.size or run.data.val_pairs
     batch = min(order.batch, size - size % order.ranks)

@@ -2,6 +2,8 @@
 
 The model brings what it was trained with: shape, activation, tokenizer, preparation of pictures,
 objective. The recipe brings the rest: rates, batch, length, augmentation, and what is held fixed.
+A model of single pictures learns to read pictures in a row where the recipe says so (`pair`): it
+gets what it lacks, and at first sees in the last picture what it saw before.
 The run's folder keeps the model as it was in `before/`, so that the original is never needed again.
 
 `session.py` calls this in setting up; what comes after training is in `wise_ft.py`.
@@ -9,28 +11,34 @@ The run's folder keeps the model as it was in `before/`, so that the original is
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from diptych.checkpoint import Bundle, load_bundle, save_bundle
+from diptych.checkpoint import Bundle, load_bundle, save_again
 from diptych.config import Config
 from diptych.errors import ConfigError, RequestError
 from diptych.files import whole_folder
-from diptych.models.dual_encoder import DualEncoder
+from diptych.models.dual_encoder import DualEncoder, DualEncoderConfig, make_pair
+from diptych.models.image_tower import ImageTower, ImageTowerConfig
 from diptych.nn.lora import LoraConfig, adapted_layers, add_adapters
+from diptych.nn.shapes import shapes_only
+from diptych.nn.state import StateConfig
 from diptych.pretrained.opening import open_model
-from diptych.train.depth import TOWERS, blocks_of, lowest
+from diptych.train.depth import TOWERS, layers_of, lowest
 from diptych.train.run import FinetuneConfig, Run, dotted
 
 BEFORE = "before"
 """Folder, inside the run's, of the model that the run began with."""
 
-OWN = {"frozen", "keep_patches"}
-"""Settings of a tower that say how it learns: they are the run's, not the model's."""
+READING = ("model.pair=", "model.image.state=", "model.image.state.")
+"""Settings begin like this that say how pictures in a row are read."""
+
+OWN = {"frozen", "keep_patches", "changed_weight"}
+"""Settings that say how a model or a tower learns: they are the run's, not the model's."""
 
 
 def open_start(spec: str, folder: Path, resume: bool, *, offline: bool = False) -> Bundle:
@@ -50,7 +58,7 @@ def open_start(spec: str, folder: Path, resume: bool, *, offline: bool = False) 
     if resume and settings.is_file() and kept.is_dir():
         old = Run.read(settings).finetune
         if old is not None and old.model == spec:  # else `resumed` says what differs
-            return replace(load_bundle(kept), fingerprint=old.fingerprint or "")
+            return replace(load_bundle(kept), stated=old.fingerprint or "")
     return open_model(spec, offline=offline)
 
 
@@ -58,26 +66,37 @@ def keep_start(start: Bundle, folder: Path) -> None:
     """Write the model that a run begins with into the run's folder, if it is not there."""
     if not (folder / BEFORE).is_dir():
         with whole_folder(folder / BEFORE) as temporary:
-            save_bundle(
-                temporary,
-                start.model,
-                start.tokenizer,
-                start.transform,
-                trained_on=start.trained_on,
-                made_by=start.made_by,
-            )
+            save_again(temporary, start)
+
+
+def reading_settings(settings: Sequence[str], start: Bundle) -> tuple[list[str], list[str]]:
+    """Settings of a run in two: how a model of single pictures is to read those before, which the
+    recipe must say before `inherit` makes something of the model, and the rest."""
+    first = [one for one in settings if one.startswith(READING)]
+    if start.model.config.pair != "none":  # it reads them already, and no setting changes how
+        first = []
+    return first, [one for one in settings if one not in first]
 
 
 def inherit(run: Run, spec: str, start: Bundle) -> Run:
     """The run with the model and the preparation of what it begins with in the place of its own.
 
     Args:
-        run: Of any recipe; its towers say what is frozen.
+        run: Of any recipe of a dual encoder; its towers say what is frozen, its `pair` and its
+            `state` how a model of single pictures is to read those before.
         spec: Where `start` is from, as --from names it.
         start: The model to begin with.
+
+    Raises:
+        RequestError: The recipe trains no dual encoder, or the model cannot become what it trains.
     """
+    if not isinstance(run.model, DualEncoderConfig):
+        raise RequestError(
+            f"{run.recipe} trains a change model from the beginning, and --from {spec} is given. "
+            "Leave --from out, or use a recipe such as change-finetune."
+        )
     model = start.model.config
-    towers = {}
+    towers: dict[str, object] = {}
     for name in TOWERS:
         ours, theirs = getattr(run.model, name), getattr(model, name)
         own = {
@@ -88,12 +107,76 @@ def inherit(run: Run, spec: str, start: Bundle) -> Run:
     finetune = (run.finetune or FinetuneConfig()).model_copy(
         update={"model": spec, "fingerprint": start.fingerprint}
     )
+    towers["changed_weight"] = run.model.changed_weight
+    model = _pair_config(model.model_copy(update=towers), run.model, spec)
     values = run.model_dump() | {
-        "model": model.model_copy(update=towers).model_dump(),
+        "model": model.model_dump(),
         "finetune": finetune.model_dump(),
     }
     values["data"]["transform"] = start.transform.model_dump()
     return type(run)(**values)
+
+
+def _pair_config(
+    theirs: DualEncoderConfig, ours: DualEncoderConfig, spec: str
+) -> DualEncoderConfig:
+    """The config of a trained model, which reads sequences of pictures if it does already or the
+    recipe does.
+
+    Raises:
+        RequestError: The model cannot become one of sequences.
+    """
+    if theirs.pair != "none" or ours.pair == "none":
+        return theirs
+    state = ours.image.state if isinstance(ours.image, ImageTowerConfig) else StateConfig()
+    needed = ours.pair == "located" or state.variant != "none"
+    if needed and not isinstance(theirs.image, ImageTowerConfig):
+        raise RequestError(
+            f"{spec} sees with a {theirs.image.kind} tower, and only a vision transformer can "
+            "read the pictures before or say where they changed. Use --set model.pair=difference "
+            "--set model.image.state=none, or another model."
+        )
+    with shapes_only():
+        alike = _as_read(DualEncoder(theirs), frozen=theirs.image.frozen)
+        return make_pair(alike, state, ours.pair).config
+
+
+def paired(start: Bundle, run: Run) -> Bundle:
+    """The model as the run begins with it: one of single pictures that is to read sequences gets
+    what it lacks.
+
+    Raises:
+        ConfigError: What it gets would never learn.
+    """
+    ours, model, finetune = run.model, start.model, run.finetune
+    assert finetune is not None
+    assert isinstance(ours, DualEncoderConfig)
+    if model.config.pair != "none" or ours.pair == "none":
+        return start
+    if finetune.lora.rank:
+        raise ConfigError(
+            f"finetune.lora.rank is {finetune.lora.rank}, and {finetune.model} reads single "
+            "pictures: what it gets to compare them begins anew, and adapters would leave it so. "
+            "Use --set finetune.lora.rank=0, or begin with a model that was trained on pictures "
+            "in a row."
+        )
+    torch.manual_seed(run.seed)
+    state = ours.image.state if isinstance(ours.image, ImageTowerConfig) else StateConfig()
+    pair = make_pair(_as_read(model, frozen=ours.image.frozen), state, ours.pair)
+    return replace(start, model=pair, stated=start.fingerprint)  # as --from names it
+
+
+def _as_read(model: DualEncoder, *, frozen: bool) -> DualEncoder:
+    """A model of single pictures as it is read in pairs: all patches of each picture, where it was
+    trained on some (FLIP), and held fixed as the run says, not as it was when trained (LiT)."""
+    if not isinstance(model.image, ImageTower):
+        return model
+    read = copy.deepcopy(model)
+    assert isinstance(read.image, ImageTower)
+    own = {"keep_patches": 1.0, "frozen": frozen}
+    read.image.config = model.image.config.model_copy(update=own)
+    read.config = model.config.model_copy(update={"image": read.image.config})
+    return read
 
 
 def require_inherited(run: Run, start: Bundle) -> None:
@@ -138,6 +221,7 @@ def begin(run: Run, start: Bundle) -> DualEncoder:
     """
     finetune = run.finetune
     assert finetune is not None
+    assert isinstance(run.model, DualEncoderConfig)
     model = copy.deepcopy(start.model).requires_grad_(True)
     model.config = run.model
     for tower, config in ((model.image, run.model.image), (model.text, run.model.text)):
@@ -175,16 +259,20 @@ def _nothing_learns(run: Run, finetune: FinetuneConfig) -> ConfigError:
 
 
 def adapter_places(model: DualEncoder, lora: LoraConfig, frozen_blocks: int) -> list[str]:
-    """Names of the layers that get an adapter: the targets in the blocks that are not frozen."""
+    """Names of the layers that get an adapter: the targets in the blocks that are not frozen, all
+    that a stateful encoder adds to them, and the head that finds what changed."""
     places = []
     for tower in TOWERS:
         if getattr(model, tower).config.frozen:
             continue
-        for block in blocks_of(model, tower)[frozen_blocks:]:
+        for block, *added in layers_of(model, tower)[frozen_blocks:]:
             inside = (name for name, _ in model.get_submodule(block).named_modules())
             wanted = [name for name in inside if name.rpartition(".")[2] in lora.targets]
             places += [f"{block}.{name}" for name in wanted]
-    return places
+            for part in added:
+                modules = model.get_submodule(part).named_modules()
+                places += [f"{part}.{name}" for name, one in modules if isinstance(one, nn.Linear)]
+    return places if model.head is None else [*places, "head.up", "head.down"]
 
 
 def holds_statistics(run: Run) -> bool:

@@ -20,7 +20,7 @@ from diptych.checkpoint import fill, save_bundle
 from diptych.data.tokenizer import Tokenizer
 from diptych.errors import CheckpointError
 from diptych.files import point, whole_folder
-from diptych.models.dual_encoder import DualEncoder
+from diptych.models.kinds import AnyModel
 from diptych.nn.lora import adapted_layers, merged
 from diptych.tensors import load_tensors, save_tensors
 from diptych.train.lora_files import (
@@ -66,8 +66,8 @@ class Progress:
 def save_checkpoint(
     run_folder: Path,
     progress: Progress,
-    kept: DualEncoder,
-    model: DualEncoder,
+    kept: AnyModel,
+    model: AnyModel,
     optimizer: torch.optim.Optimizer,
     tokenizer: Tokenizer,
     run: Run,
@@ -138,7 +138,7 @@ def load_progress(checkpoint: Path) -> Progress:
         ) from error
 
 
-def load_weights(checkpoint: Path, model: DualEncoder, average: DualEncoder | None) -> None:
+def load_weights(checkpoint: Path, model: AnyModel, average: AnyModel | None) -> None:
     """Put the weights back: of the model in training, and of the average where there is one.
 
     A model with adapters has the weights of its start, and gets its adapters back.

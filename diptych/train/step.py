@@ -9,6 +9,9 @@ the gradient of every vector, and each piece is encoded again to pass its share 
 The loss and all gradients are those of the plain step, but for batch norm, which normalises each
 piece by its own statistics; the activations kept at a time are those of one piece; the towers run
 forwards twice, a third more work.
+
+The same holds for dual encoders of sequences of pictures. The step of the change model is in
+`change_step.py`.
 """
 
 import math
@@ -16,14 +19,19 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
-from diptych.batch import ContrastiveOutput, ImageTextBatch
+from diptych.batch import ContrastiveOutput, ImagePairBatch, ImageTextBatch
 from diptych.comm import Comm
 from diptych.data.transforms import ImageTransformConfig, normalise
+from diptych.losses.change import changed_loss
 from diptych.losses.contrastive import sigmoid_contrastive, softmax_contrastive
+
+AnyBatch = ImageTextBatch | ImagePairBatch
+"""What a step is made of: single pictures with texts, or sequences of pictures with texts."""
 
 
 class Objective:
@@ -38,6 +46,7 @@ class Objective:
         bf16: bool,
         tile: int | None,
         chunk: int | None = None,
+        changed_weight: float = 1.0,
     ) -> None:
         """Hold what every step needs.
 
@@ -48,15 +57,17 @@ class Objective:
             bf16: Run the towers under autocast.
             tile: Side of the loss tiles held at once; None chooses.
             chunk: Most pairs of this rank that the towers take at a time; None takes all.
+            changed_weight: Of the loss of "did anything change?", where the model asks it.
         """
         self.transform, self.comm, self.device = transform, comm, device
         self.bf16, self.tile, self.chunk = bf16, tile, chunk
+        self.changed_weight = changed_weight
 
-    def __call__(self, model: nn.Module, batch: ImageTextBatch) -> Tensor:
+    def __call__(self, model: nn.Module, batch: AnyBatch) -> Tensor:
         """Loss of the whole batch, in nats per picture (a scalar), all pairs encoded at once."""
         return self._loss(self._encode(model, batch, slice(None)), batch)
 
-    def backward(self, model: nn.Module, batch: ImageTextBatch) -> Tensor:
+    def backward(self, model: nn.Module, batch: AnyBatch) -> Tensor:
         """Add the gradients of the loss to those of the weights, by pieces if there is a `chunk`.
 
         With batch norm the result depends on `chunk`: a piece is normalised by its own statistics,
@@ -77,12 +88,12 @@ class Objective:
         loss.backward()
         for piece in pieces:  # draws the same random numbers again
             last = piece is pieces[-1]
-            with nullcontext() if last else _without_averaging(model):
+            with nullcontext() if last else without_averaging(model):
                 _pass_on(self._encode(model, batch, piece), output, piece, last=last)
         return loss.detach()
 
     @torch.no_grad()
-    def judge(self, model: nn.Module, batches: Iterable[ImageTextBatch]) -> float:
+    def judge(self, model: nn.Module, batches: Iterable[AnyBatch]) -> float:
         """Mean loss over batches: the training objective, on pictures as evaluation sees them."""
         was_training = model.training
         model.eval()
@@ -93,23 +104,22 @@ class Objective:
         model.train(was_training)
         return sum(losses) / len(losses)
 
-    def _pieces(self, batch: ImageTextBatch) -> list[slice]:
+    def _pieces(self, batch: AnyBatch) -> list[slice]:
         """The rows that the towers take at a time."""
         return pieces_of(len(batch.image), self.chunk)
 
     def _encode(
-        self, model: Callable[..., ContrastiveOutput], batch: ImageTextBatch, rows: slice
+        self, model: Callable[..., ContrastiveOutput], batch: AnyBatch, rows: slice
     ) -> ContrastiveOutput:
         """Vectors of some rows of this rank's share."""
-        pixels = batch.image[rows].to(self.device, non_blocking=True)
-        image = normalise(pixels, self.transform.mean, self.transform.std)
+        image = pictures_of(batch, rows, self.transform, self.device)
         text = batch.text[rows].to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             return model(image, text)
 
     @torch.no_grad()
     def _encode_pieces(
-        self, model: nn.Module, batch: ImageTextBatch, pieces: list[slice]
+        self, model: nn.Module, batch: AnyBatch, pieces: list[slice]
     ) -> ContrastiveOutput:
         """Vectors of this rank's share, without history; running statistics stay as they are."""
         inner = model.module if isinstance(model, DistributedDataParallel) else model
@@ -124,16 +134,38 @@ class Objective:
             text=torch.cat([output.text for output in outputs]),
             scale=outputs[0].scale,
             bias=outputs[0].bias,
+            changed=_joined([output.changed for output in outputs]),
         )
 
-    def _loss(self, output: ContrastiveOutput, batch: ImageTextBatch) -> Tensor:
+    def _loss(self, output: ContrastiveOutput, batch: AnyBatch) -> Tensor:
         """Loss of the whole batch from the vectors of this rank's share."""
         groups = self.comm.gather_numbers(batch.groups.to(self.device))
         image, text = self.comm.gather(output.image), self.comm.gather(output.text)
         scale, bias = output.scale, output.bias
         if bias is None:
-            return softmax_contrastive(image, text, scale, tile=self.tile, groups=groups)
-        return sigmoid_contrastive(image, text, scale, bias, tile=self.tile, groups=groups)
+            loss = softmax_contrastive(image, text, scale, tile=self.tile, groups=groups)
+        else:
+            loss = sigmoid_contrastive(image, text, scale, bias, tile=self.tile, groups=groups)
+        return loss + self.changed_weight * self._changed_loss(output, batch)
+
+    def _changed_loss(self, output: ContrastiveOutput, batch: AnyBatch) -> Tensor | float:
+        """How badly "did anything change?" was answered, per row of which somebody knows; 0 where
+        it is not asked."""
+        if output.changed is None or not isinstance(batch, ImagePairBatch):
+            return 0.0
+        each = self.comm.gather(output.changed[:, None])[:, 0]
+        known = self.comm.gather(batch.changed.to(self.device)[:, None])[:, 0]
+        total, count = changed_loss(each, known)
+        return total / count.clamp(min=1)
+
+
+def pictures_of(
+    batch: AnyBatch, rows: slice, transform: ImageTransformConfig, device: torch.device
+) -> Float[Tensor, "rows *images 3 height width"]:
+    """The pictures of some rows as the towers take them, sequences as sequences."""
+    pixels = batch.image[rows].to(device, non_blocking=True)
+    image = normalise(pixels.flatten(0, -4), transform.mean, transform.std)
+    return image.unflatten(0, pixels.shape[:-3])
 
 
 def pieces_of(rows: int, chunk: int | None) -> list[slice]:
@@ -168,15 +200,25 @@ def _leaves(output: ContrastiveOutput) -> ContrastiveOutput:
         return tensor.detach().requires_grad_()
 
     bias = None if output.bias is None else leaf(output.bias)
-    return ContrastiveOutput(leaf(output.image), leaf(output.text), leaf(output.scale), bias)
+    changed = None if output.changed is None else leaf(output.changed)
+    vectors = leaf(output.image), leaf(output.text)
+    return ContrastiveOutput(*vectors, leaf(output.scale), bias, changed)
+
+
+def _joined(parts: list[Tensor | None]) -> Tensor | None:
+    """The parts one after the other; None where the model gives none."""
+    there = [part for part in parts if part is not None]
+    return torch.cat(there) if there else None
 
 
 def _pass_on(
     piece: ContrastiveOutput, whole: ContrastiveOutput, rows: slice, *, last: bool
 ) -> None:
-    """Pass the gradients of the whole batch on through one piece: those of its vectors, and with
-    the last piece those of scale and bias."""
+    """Pass the gradients of the whole batch on through one piece: those of its rows, and with the
+    last piece those of scale and bias."""
     pairs = [(piece.image, _gradient(whole.image)[rows]), (piece.text, _gradient(whole.text)[rows])]
+    if piece.changed is not None and whole.changed is not None:
+        pairs.append((piece.changed, _gradient(whole.changed)[rows]))
     if last:
         pairs.append((piece.scale, _gradient(whole.scale)))
         if piece.bias is not None and whole.bias is not None:
@@ -191,6 +233,6 @@ def _gradient(leaf: Tensor) -> Tensor:
     return leaf.grad
 
 
-def _without_averaging(model: nn.Module) -> AbstractContextManager[None]:
+def without_averaging(model: nn.Module) -> AbstractContextManager[None]:
     """Until the last piece, gradients add up on each rank; then they are averaged once."""
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
