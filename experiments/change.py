@@ -183,10 +183,12 @@ def mean_cell(found: dict[int, float], factor: float = 100, digits: int = 1) -> 
     return f"{factor * np.mean(list(found.values())):.{digits}f} ({each})"
 
 
-def gain(of: dict[int, float], over: dict[int, float], factor: float, digits: int) -> str:
-    """Mean difference of the same seeds, with its 95 % interval where there are three."""
+def gain(cell: Cell, base: Cell, names: Sequence[str], factor: float, digits: int) -> str:
+    """Mean difference of the same seeds of two cells, with its 95 % interval where there are
+    three; nothing of a cell from itself."""
+    of, over = values(cell, "test", *names), values(base, "test", *names)
     both = sorted(set(of) & set(over))
-    if not both:
+    if not both or cell is base:
         return ""
     each = np.array([factor * (of[seed] - over[seed]) for seed in both])
     said = f"{each.mean():+.{digits}f}"
@@ -212,41 +214,42 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def scenes_table() -> list[str]:
-    """Retrieval and detection on the test scenes."""
-    base, rows = SCENES[0], []
-    for cell in SCENES:
-        row = [cell.said]
-        for names in RECALL.values():
-            row.append(mean_cell(values(cell, "test", *names)))
-        row.append(mean_cell(values(cell, "test", *AUC), 1, 3))
-        row.append(
-            gain(
-                values(cell, "test", *RECALL["pair R@1"]),
-                values(base, "test", *RECALL["pair R@1"]),
-                100,
-                1,
-            )
-        )
+    """Retrieval and detection on the test scenes, of the cells that have results."""
+    base, twin, rows = CELLS["scenes-difference"], CELLS["scenes-twin"], []
+    for cell in filter(begun, SCENES):
+        found = [values(cell, "test", *names) for names in RECALL.values()]
+        row = [cell.said, *map(mean_cell, found), mean_cell(values(cell, "test", *AUC), 1, 3)]
+        row += [gain(cell, base, RECALL[name], 100, 1) for name in ("text R@1", "pair R@1")]
+        row.append(gain(cell, twin, AUC, 1, 3) if cell is not base else "")
         rows.append(row)
-    return table(["", *RECALL, "AUC, no change", "pair R@1 over difference, paired"], rows)
+    heads = ["", *RECALL, "AUC, no change", "text R@1 over difference", "pair R@1 over difference"]
+    heads.append("AUC over the stateless")
+    return table(heads, rows)
 
 
 def boards_table() -> list[str]:
-    """Detection on the unseen group of boards."""
-    base, rows = PCB[0], [["counting pixels that differ", f"{counted():.3f}", "", "", ""]]
-    for cell in PCB:
-        found = values(cell, "test", *AUC)
+    """Detection on the unseen group of boards, of the cells that have results."""
+    base, rows = (
+        CELLS["boards-none"],
+        [["counting pixels that differ", f"{counted():.3f}", *[""] * 3]],
+    )
+    for cell in filter(begun, PCB):
         rows.append(
             [
                 cell.said,
-                mean_cell(found, 1, 4),
-                gain(found, values(base, "test", *AUC), 1, 4),
+                mean_cell(values(cell, "test", *AUC), 1, 4),
+                gain(cell, base, AUC, 1, 4),
                 mean_cell(values(cell, "val", *AUC), 1, 4),
                 mean_cell(values(cell, "test", "texts", "all_right_if_changed")),
             ]
         )
     heads = ["", f"AUC, {UNSEEN}", "over the twin, paired", f"AUC, {LOOKED_AT}", "kind named"]
     return table(heads, rows)
+
+
+def begun(cell: Cell) -> bool:
+    """Whether any seed of a cell is finished."""
+    return any(result_of(cell, seed, "test").exists() for seed in SEEDS)
 
 
 def counted() -> float:
