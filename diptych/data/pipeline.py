@@ -14,6 +14,7 @@ the same base.
 import os
 import signal
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -88,7 +89,7 @@ class Rows(Generic[Read]):
     cut: int
 
 
-class PositionedBatches(Dataset[Batch], Generic[Read, Batch]):
+class PositionedBatches(Dataset[Batch], ABC, Generic[Read, Batch]):
     """Batches by position. Item p is batch p.
 
     A subclass says what is read of a sample (`_read`) and what becomes of the rows (`_joined`).
@@ -142,21 +143,21 @@ class PositionedBatches(Dataset[Batch], Generic[Read, Batch]):
         """
         return self._joined(self._rows(position))
 
+    @abstractmethod
     def _read(self, sample: Sample, number: int) -> Read:
         """What the batch needs of a sample that stands at this number of the order.
 
         Raises:
             DataError: It cannot be read; another sample takes its place.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def _joined(self, rows: Rows[Read]) -> Batch:
         """The batch.
 
         Raises:
             DataError: The rows do not fit together.
         """
-        raise NotImplementedError
 
     def _rows(self, position: int) -> Rows[Read]:
         """What our rank reads for batch `position`."""
