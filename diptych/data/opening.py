@@ -27,6 +27,7 @@ from diptych.data.folder import (
     caption_file,
     pictures_below,
 )
+from diptych.data.scenes import Split
 from diptych.data.scenes_source import ChangeSource, SceneSource
 from diptych.data.several import Concatenation, Mixture, weights_of
 from diptych.data.side_texts import has_side_texts, side_texts
@@ -36,7 +37,7 @@ from diptych.data.tars import TarSource
 from diptych.errors import DataError, RequestError, nearest
 
 SCENES = ("shapes", *SETS)
-SPLITS = ("train", "val", "test")
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 MOST_FILES = 1_000_000
 """Paths that the braces of one pattern may stand for."""
 TABLES = (".parquet", ".csv", ".tsv", ".jsonl")
@@ -221,12 +222,13 @@ def _open_scenes(spec: str, options: SourceOptions) -> Source:
     _, name, split = (spec.split(":") + ["train"])[:3]
     if name not in SCENES:
         raise RequestError(f"there are no scenes {name!r}. {nearest(name, SCENES)}")
-    if split not in SPLITS or spec.count(":") > 2:
+    known = [one for one in SPLITS if one == split]
+    if not known or spec.count(":") > 2:
         raise RequestError(f"scenes have no split {split!r}. Use one of {', '.join(SPLITS)}.")
     _refuse_columns(spec, "is generated", options)
     if name in SETS:
-        return ChangeSource(split, name)  # type: ignore[arg-type]
-    return SceneSource(split)  # type: ignore[arg-type]
+        return ChangeSource(known[0], name)
+    return SceneSource(known[0])
 
 
 def expand_braces(pattern: str) -> list[str]:
